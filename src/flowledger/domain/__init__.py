@@ -1,0 +1,1 @@
+"""What things are: executions, statuses, flows, events. Pure values; standard library only."""

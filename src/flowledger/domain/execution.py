@@ -1,0 +1,155 @@
+"""One run of a flow: what is asked for, what is stored, and how it ended."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from flowledger.domain.status import Status
+from flowledger.errors import InvalidInput
+
+JsonObject = dict[str, Any]
+
+EXECUTION_KEY_LENGTH = 100
+"""Characters that `execution_key character varying(100)` holds."""
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_LONGEST_PLAIN_FLOW_KEY = 63
+
+
+class Mode(StrEnum):
+    """How an execution came to be: by hand, by the clock, by an event."""
+
+    MANUAL = "manual"
+    SCHEDULED = "scheduled"
+    TRIGGERED = "triggered"
+
+
+def execution_key(flow_key: str, at: datetime) -> str:
+    """`FLOW-KEY-TIMESTAMP` plus 80 random bits, so that keys sort by time, never collide and cannot be guessed.
+
+    The same rule as the SQL function `flowledger.execution_key`. Flow keys over 63 characters are shortened to 46, a
+    tilde and 16 characters of their sha256, so that every key fits 100 characters.
+    """
+    stamp = at.astimezone(UTC).strftime("%Y%m%dT%H%M%S") + f"{at.microsecond // 1000:03d}Z"
+    random = "".join(secrets.choice(_CROCKFORD) for _ in range(16))
+    return f"{_shortened(flow_key)}-{stamp}-{random}"
+
+
+def _shortened(flow_key: str) -> str:
+    if len(flow_key) <= _LONGEST_PLAIN_FLOW_KEY:
+        return flow_key
+    return f"{flow_key[:46]}~{hashlib.sha256(flow_key.encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class NewExecution:
+    """What a caller asks for. Everything else is decided by the ledger.
+
+    `timeout_seconds` None means the flow's own or the default timeout. `execution_key` None lets the database make one.
+    """
+
+    flow_key: str
+    inputs: JsonObject = field(default_factory=dict)
+    board_meeting_id: UUID | None = None
+    execution_key: str | None = None
+    timeout_seconds: float | None = None
+    metadata: JsonObject = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.execution_key is not None and len(self.execution_key) > EXECUTION_KEY_LENGTH:
+            raise InvalidInput(
+                "execution_key",
+                f"has {len(self.execution_key)} characters, the limit is {EXECUTION_KEY_LENGTH}",
+                "Leave it out and the ledger makes one.",
+            )
+        if self.timeout_seconds is not None and not 0 < self.timeout_seconds <= LONGEST_TIMEOUT_SECONDS:
+            raise InvalidInput(
+                "timeout", f"must be between 0 and {LONGEST_TIMEOUT_SECONDS:,} seconds, not {self.timeout_seconds:g}"
+            )
+
+
+LONGEST_TIMEOUT_SECONDS = 2_147_483
+"""About 24.8 days: `duration_ms` is a four-byte integer."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A row of `crewai_flow_executions` as its reader sees it; field for field the reference document's columns."""
+
+    id: UUID
+    flow_id: UUID
+    execution_key: str
+    input_state: Any
+    output_state: Any
+    status: Status
+    error_message: str | None
+    error_stack: str | None
+    error_type: str | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    duration_ms: int | None
+    token_count: int | None
+    cost_usd: Decimal | None
+    board_meeting_id: UUID | None
+    executed_by: UUID | None
+    execution_mode: Mode
+    metadata: JsonObject | None
+    flow_key: str = ""
+    """The flow's key, joined in for readers."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An execution that a worker holds: the row's start, and the lease that makes it the worker's.
+
+    `fence` orders the holders; a finish with another fence than the lease's is refused.
+    `timeout_seconds` None means the worker's default. `cancel_reason` is set when a cancel wish came before the start.
+    """
+
+    execution_id: UUID
+    fence: int
+    flow_id: UUID
+    flow_key: str
+    execution_key: str
+    inputs: JsonObject
+    metadata: JsonObject
+    execution_mode: Mode
+    executed_by: UUID | None
+    board_meeting_id: UUID | None
+    timeout_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an execution ended, decided by whoever watched the child end.
+
+    `began_after_ms`: milliseconds between claim and the flow's own start; None when the flow never began.
+    `token_count` None: no LLM call was seen, or none reported its tokens. `cost_usd` None: the price is unknown.
+    """
+
+    status: Status
+    output_state: Any = None
+    error_type: str | None = None
+    error_message: str | None = None
+    error_stack: str | None = None
+    token_count: int | None = None
+    cost_usd: Decimal | None = None
+    began_after_ms: int | None = None
+    metadata: JsonObject = field(default_factory=dict)
+
+
+class Finish(StrEnum):
+    """What the ledger answers to a finish."""
+
+    OK = "ok"
+    DUP = "dup"
+    """The same outcome is already stored: an earlier reply was lost."""
+    LOST = "lost"
+    """The lease was ours no more; somebody else decided the outcome."""

@@ -1,0 +1,332 @@
+"""The error tree: what can go wrong, told in facts, with the remedy beside it.
+
+An error carries fields, never a formatted sentence, so that it crosses a pipe whole and is put into words in one place
+per audience: exit codes in `cli/exits.py`, problems in the API. `title` says what is wrong; `hint` says what to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+
+class FlowledgerError(Exception):
+    """Something flowledger can name. `code` is stable and meant for programs."""
+
+    code: ClassVar[str] = "error"
+
+    @property
+    def title(self) -> str:
+        return "something went wrong"
+
+    @property
+    def hint(self) -> str:
+        return ""
+
+    def __str__(self) -> str:
+        return f"{self.title}. {self.hint}" if self.hint else self.title
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), {field.name: getattr(self, field.name) for field in fields(self)})  # type: ignore[arg-type]
+
+
+def _rebuild(kind: type[FlowledgerError], facts: dict[str, Any]) -> FlowledgerError:
+    return kind(**facts)
+
+
+# -- What the caller gave us ------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class InvalidInput(FlowledgerError):
+    """A value that cannot be used. `field` names where it was given, `problem` what is wrong with it."""
+
+    code = "invalid_input"
+    field: str
+    problem: str
+    remedy: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.field}: {self.problem}"
+
+    @property
+    def hint(self) -> str:
+        return self.remedy
+
+
+@dataclass(eq=False)
+class FlowNotFound(FlowledgerError):
+    """No flow answers to this name. `suggestions` are the nearest known ones."""
+
+    code = "flow_not_found"
+    name: str
+    suggestions: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"there is no flow {self.name!r}"
+
+    @property
+    def hint(self) -> str:
+        if self.suggestions:
+            return f"Did you mean {' or '.join(self.suggestions)}?"
+        return "`flowledger flows list` shows the flows of this project."
+
+
+@dataclass(eq=False)
+class ExecutionNotFound(FlowledgerError):
+    """No execution answers to this id, prefix or key, or the caller may not see it."""
+
+    code = "execution_not_found"
+    reference: str
+
+    @property
+    def title(self) -> str:
+        return f"there is no execution {self.reference!r}"
+
+    @property
+    def hint(self) -> str:
+        return "`flowledger executions list` shows the recent ones."
+
+
+@dataclass(eq=False)
+class AmbiguousReference(FlowledgerError):
+    """A prefix that more than one execution begins with."""
+
+    code = "ambiguous_reference"
+    reference: str
+    matches: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.reference!r} could be {', '.join(self.matches)}"
+
+    @property
+    def hint(self) -> str:
+        return "Give more characters of the id."
+
+
+# -- The project whose flows we run -----------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class ProjectNotFound(FlowledgerError):
+    """The path holds no CrewAI project."""
+
+    code = "project_not_found"
+    path: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.path} holds no CrewAI flow project"
+
+    @property
+    def hint(self) -> str:
+        return (
+            'Run inside a project whose pyproject.toml says [tool.crewai] type = "flow", or name a directory, '
+            "a file or a module with --project."
+        )
+
+
+@dataclass(eq=False)
+class ProjectUnusable(FlowledgerError):
+    """The project's interpreter could not be started, or it holds no CrewAI that we know."""
+
+    code = "project_unusable"
+    path: str
+    reason: str
+    remedy: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"the project in {self.path} cannot be loaded: {self.reason}"
+
+    @property
+    def hint(self) -> str:
+        return self.remedy
+
+
+# -- The database -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class DatabaseUnreachable(FlowledgerError):
+    """Nobody answers at the database's address, or it turns us away."""
+
+    code = "database_unreachable"
+    address: str
+    reason: str
+
+    @property
+    def title(self) -> str:
+        return f"the database at {self.address} cannot be reached: {self.reason}"
+
+    @property
+    def hint(self) -> str:
+        return "Check FLOWLEDGER_DATABASE_URL, or unset it to use the embedded Postgres."
+
+
+@dataclass(eq=False)
+class DatabaseBusy(FlowledgerError):
+    """The database is there and cannot do this now: full, out of connections, or two changes met. It passes."""
+
+    code = "database_busy"
+    reason: str
+
+    @property
+    def title(self) -> str:
+        return f"the database cannot do this now: {self.reason}"
+
+    @property
+    def hint(self) -> str:
+        return "Try again; if it stays so, look at the database's disk and max_connections."
+
+
+@dataclass(eq=False)
+class SchemaTooOld(FlowledgerError):
+    """The database's schema is older than this version of flowledger needs. Version 0 means: not installed."""
+
+    code = "schema_too_old"
+    found: int
+    needed: int
+
+    @property
+    def title(self) -> str:
+        if self.found == 0:
+            return "this database holds no flowledger schema"
+        return f"the database has schema {self.found}, this flowledger needs {self.needed}"
+
+    @property
+    def hint(self) -> str:
+        return "Run `flowledger db migrate`."
+
+
+@dataclass(eq=False)
+class SchemaTooNew(FlowledgerError):
+    """The database was migrated by a later version of flowledger than this one."""
+
+    code = "schema_too_new"
+    found: int
+    known: int
+
+    @property
+    def title(self) -> str:
+        return f"the database has schema {self.found}, this flowledger knows {self.known} at most"
+
+    @property
+    def hint(self) -> str:
+        return "Upgrade flowledger on this machine."
+
+
+@dataclass(eq=False)
+class ServerTooOld(FlowledgerError):
+    """Postgres itself is older than the oldest version that flowledger is made for."""
+
+    code = "server_too_old"
+    found: str
+    needed: str
+
+    @property
+    def title(self) -> str:
+        return f"this is Postgres {self.found}; flowledger needs {self.needed} or later"
+
+    @property
+    def hint(self) -> str:
+        return "Use a newer Postgres, or unset FLOWLEDGER_DATABASE_URL to use the embedded one."
+
+
+@dataclass(eq=False)
+class SchemaNotOurs(FlowledgerError):
+    """The database holds something under our names that is not what we would have made."""
+
+    code = "schema_not_ours"
+    differences: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return "the database already holds something else under flowledger's names:\n  " + "\n  ".join(self.differences)
+
+    @property
+    def hint(self) -> str:
+        return "Use another database, or rename what is there; nothing was changed."
+
+
+@dataclass(eq=False)
+class MigrationChanged(FlowledgerError):
+    """A migration that was applied here reads differently now."""
+
+    code = "migration_changed"
+    name: str
+
+    @property
+    def title(self) -> str:
+        return f"migration {self.name} was applied to this database with other content"
+
+    @property
+    def hint(self) -> str:
+        return "Migrations never change once released: reinstall flowledger, or restore the file."
+
+
+@dataclass(eq=False)
+class EmbeddedPostgresFailed(FlowledgerError):
+    """The private Postgres could not be started."""
+
+    code = "embedded_postgres_failed"
+    reason: str
+    remedy: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"the embedded Postgres did not start: {self.reason}"
+
+    @property
+    def hint(self) -> str:
+        return self.remedy
+
+
+# -- What the ledger refuses ------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class PermissionRefused(FlowledgerError):
+    """Postgres does not let this identity do this (SQLSTATE 42501)."""
+
+    code = "permission_refused"
+    reason: str
+
+    @property
+    def title(self) -> str:
+        return f"not permitted: {self.reason}"
+
+    @property
+    def hint(self) -> str:
+        return "Users create and read their own executions only; everything else needs the service role."
+
+
+@dataclass(eq=False)
+class TransitionRefused(FlowledgerError):
+    """The law of the six statuses forbids this step (SQLSTATEs FL001 to FL004, see docs/lifecycle.md)."""
+
+    code = "transition_refused"
+    reason: str
+
+    @property
+    def title(self) -> str:
+        return self.reason
+
+
+@dataclass(eq=False)
+class QueueFull(FlowledgerError):
+    """As many executions wait as the ledger accepts (SQLSTATE FL006)."""
+
+    code = "queue_full"
+    limit: int
+
+    @property
+    def title(self) -> str:
+        return f"the queue is full: {self.limit:,} executions are waiting"
+
+    @property
+    def hint(self) -> str:
+        return "Start more workers, or raise queue_limit in the table flowledger.settings."

@@ -1,0 +1,69 @@
+"""Settings, read once. Every default is named here, and docs/reference/settings.md lists each.
+
+A value comes from a flag, else the environment (`FLOWLEDGER_...`), else `[tool.flowledger]` in the pyproject.toml of
+the working directory, else the default below.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import UUID
+
+from pydantic import Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    PyprojectTomlConfigSettingsSource,
+    SettingsConfigDict,
+)
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="FLOWLEDGER_",
+        pyproject_toml_table_header=("tool", "flowledger"),
+        extra="ignore",
+        frozen=True,
+    )
+
+    database_url: SecretStr | None = Field(
+        None, description="Postgres to use, as a libpq URL. None: the embedded Postgres in the data directory."
+    )
+    data_dir: Path = Field(Path(".flowledger"), description="Where the embedded Postgres and local identity live.")
+    project: str | None = Field(
+        None, description="The CrewAI project: a directory, .py or .yaml file, or module. None: the working directory."
+    )
+    python: Path | None = Field(
+        None, description="The project's interpreter. None: its .venv if it has one, else flowledger's own."
+    )
+    user_id: UUID | None = Field(
+        None, description="Who starts executions from this machine. None: a random identity kept in the data directory."
+    )
+    slots: int = Field(4, ge=1, le=512, description="Executions that one worker runs side by side.")
+    timeout_seconds: float = Field(
+        3600, gt=0, le=2_147_483, description="Wall-clock seconds an execution may run, unless it says so itself."
+    )
+    grace_seconds: float = Field(5, ge=0, le=600, description="Seconds between asking a flow to stop and SIGKILL.")
+    lease_seconds: float = Field(30, ge=1, le=3600, description="Seconds a worker owns an execution without renewing.")
+    poll_seconds: float = Field(
+        5, ge=0.05, le=300, description="Seconds between looks at the queue when no notification arrives."
+    )
+    import_seconds: float = Field(60, gt=0, description="Seconds that loading the project's modules may take.")
+    max_output_bytes: int = Field(
+        1_048_576, ge=1024, description="Size of an output that is stored whole; of a larger one a preview is kept."
+    )
+    max_log_bytes: int = Field(
+        1_048_576, ge=1024, description="Bytes of stdout and stderr kept per execution: the head and the tail."
+    )
+    log_format: str = Field("console", pattern="^(console|json)$", description="The worker's own log: console or json.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, PyprojectTomlConfigSettingsSource(settings_cls)
