@@ -1,0 +1,209 @@
+"""Connections, and whom they speak for.
+
+`session(claims)` is one transaction under one role and one identity: from there on row-level security decides. The
+worker's `service()` is a plain autocommit connection: what it calls are single functions, each its own transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+from uuid import UUID
+
+import psycopg
+from psycopg import AsyncConnection, errors
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import set_json_loads
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from flowledger.errors import (
+    DatabaseBusy,
+    DatabaseUnreachable,
+    FlowledgerError,
+    InvalidInput,
+    PermissionRefused,
+    QueueFull,
+    TransitionRefused,
+)
+
+Connection = AsyncConnection[DictRow]
+
+CONNECT_SECONDS = 10
+_IDLE_IN_TRANSACTION_MS = 30_000
+_LOCK_TIMEOUT_MS = 2_000
+_DEEPEST_JSON = 200
+
+UNREADABLE = "$unreadable"
+"""The only key of what stands for a JSON value that Postgres holds and Python cannot read; its value tells why."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Who asks. `user` is what `auth.uid()` answers; None for an operator, who sees all."""
+
+    user: UUID | None
+    role: str = "authenticated"
+
+    @classmethod
+    def of_operator(cls) -> Claims:
+        return cls(user=None, role="service_role")
+
+    @property
+    def is_operator(self) -> bool:
+        return self.role == "service_role"
+
+
+class Database:
+    """A pool of connections to the ledger's Postgres. `conninfo` is any libpq URL or keyword string."""
+
+    def __init__(self, conninfo: str, *, most_connections: int = 8) -> None:
+        self.conninfo = conninfo
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            conninfo,
+            min_size=1,
+            max_size=most_connections,
+            open=False,
+            timeout=CONNECT_SECONDS,
+            reconnect_timeout=CONNECT_SECONDS,
+            check=AsyncConnectionPool.check_connection,
+            connection_class=AsyncConnection[DictRow],
+            configure=_configure,
+            kwargs={"row_factory": dict_row, "autocommit": True, "connect_timeout": CONNECT_SECONDS},
+        )
+
+    async def __aenter__(self) -> Self:
+        with translated(self.conninfo):
+            # Opening by hand first tells why a connection fails; a pool only says that it waited too long.
+            await (await AsyncConnection.connect(self.conninfo, connect_timeout=CONNECT_SECONDS)).close()
+            await self._pool.open(wait=True, timeout=CONNECT_SECONDS)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def session(self, claims: Claims) -> AsyncIterator[Connection]:
+        """One transaction as `claims`. Raises the ledger's errors in place of the driver's."""
+        sub = str(claims.user) if claims.user else ""
+        with translated(self.conninfo):
+            async with self._pool.connection() as connection, connection.transaction():
+                await connection.execute(
+                    "select set_config('role', %s, true), set_config('request.jwt.claim.sub', %s, true), "
+                    "set_config('request.jwt.claims', %s, true), set_config('lock_timeout', %s, true), "
+                    "set_config('idle_in_transaction_session_timeout', %s, true)",
+                    (
+                        claims.role,
+                        sub,
+                        json.dumps({"sub": sub, "role": claims.role} if sub else {"role": claims.role}),
+                        str(_LOCK_TIMEOUT_MS),
+                        str(_IDLE_IN_TRANSACTION_MS),
+                    ),
+                )
+                yield connection
+
+    @asynccontextmanager
+    async def service(self) -> AsyncIterator[Connection]:
+        """A connection as the login role, which inherits the service role; every statement is a transaction."""
+        with translated(self.conninfo):
+            async with self._pool.connection() as connection:
+                yield connection
+
+
+async def _configure(connection: Connection) -> None:
+    set_json_loads(_read_json, connection)
+
+
+def _read_json(data: str | bytes) -> Any:
+    """Postgres holds deeper nesting and longer numbers than Python reads. A user's row must not stop its readers."""
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        return {UNREADABLE: "it is nested too deeply"}
+    except ValueError as wrong:
+        return {UNREADABLE: str(wrong)}
+    if len(data) > 2 * _DEEPEST_JSON and _is_deeper(value, _DEEPEST_JSON):
+        return {UNREADABLE: "it is nested too deeply"}
+    return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    level = [value]
+    for _ in range(levels):
+        objects = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [child for children in objects for child in children if isinstance(child, dict | list) and child]
+        if not level:
+            return False
+    return True
+
+
+@contextmanager
+def connected(conninfo: str) -> Iterator[psycopg.Connection[Any]]:
+    """One plain connection, for tools that look at the database as a whole. Raises the ledger's errors."""
+    with translated(conninfo), psycopg.connect(conninfo, connect_timeout=CONNECT_SECONDS) as connection:
+        yield connection
+
+
+@contextmanager
+def translated(conninfo: str) -> Iterator[None]:
+    """Turns what Postgres refuses into errors that name it; connection trouble into `DatabaseUnreachable`."""
+    try:
+        yield
+    except (psycopg.Error, PoolTimeout) as error:
+        told = _told(error, conninfo)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _told(error: psycopg.Error | PoolTimeout, conninfo: str) -> FlowledgerError | None:
+    state = getattr(error, "sqlstate", None) or ""
+    message = error.diag.message_primary or str(error) if isinstance(error, psycopg.Error) else str(error)
+    match state:
+        case "FL001":
+            return InvalidInput("execution", message, _diag(error, "message_hint"))
+        case "FL002" | "FL003" | "FL004":
+            return TransitionRefused(message)
+        case "FL006":
+            return QueueFull(int(_diag(error, "message_detail") or 0))
+        case "42501":
+            return PermissionRefused(message)
+    if state[:2] in _BUSY:
+        return DatabaseBusy(message)
+    if isinstance(error, errors.OperationalError | PoolTimeout):
+        return DatabaseUnreachable(address(conninfo), message.strip().splitlines()[0])
+    return None
+
+
+_BUSY = ("40", "53", "55")
+"""SQLSTATE classes: transaction rollback (deadlock, serialization), insufficient resources, object not in its state."""
+
+
+def _diag(error: Any, field: str) -> str:
+    return getattr(error.diag, field) or ""
+
+
+def checked(conninfo: str) -> str:
+    """The conninfo itself. Raises InvalidInput if libpq cannot read it."""
+    try:
+        conninfo_to_dict(conninfo)
+    except psycopg.Error as wrong:
+        raise InvalidInput(
+            "database_url", "is no Postgres URL", "Give one like postgresql://user@host:5432/database."
+        ) from wrong
+    return conninfo
+
+
+def password(conninfo: str) -> str:
+    """The password in a conninfo; empty if there is none."""
+    return str(conninfo_to_dict(conninfo).get("password") or "")
+
+
+def address(conninfo: str) -> str:
+    """Host, port and database of a conninfo, fit to be shown: no password."""
+    parts = conninfo_to_dict(conninfo)
+    host = parts.get("host") or "local socket"
+    return f"{host}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"

@@ -1,0 +1,24 @@
+-- What happened inside executions, and what they printed.
+
+-- name: append
+-- Adds events of executions that are still held; repeating it adds nothing.
+select flowledger.append_timeline(
+  %(executions)s, %(fences)s, %(sequences)s, %(ats)s, %(kinds)s, %(names)s, %(fields)s::text[]::jsonb[])
+
+-- name: append_logs
+-- Adds log text of executions that are still held; repeating it adds nothing.
+select flowledger.append_logs(%(executions)s, %(fences)s, %(sequences)s, %(ats)s, %(streams)s, %(texts)s)
+
+-- name: read
+-- Events of one execution after the given sequence number.
+select sequence, at, kind, name, fields
+from flowledger.timeline
+where execution_id = %(execution)s and sequence > %(after)s
+order by sequence
+
+-- name: read_logs
+-- Log text of one execution after the given sequence number.
+select sequence, at, stream, text
+from flowledger.logs
+where execution_id = %(execution)s and sequence > %(after)s
+order by sequence

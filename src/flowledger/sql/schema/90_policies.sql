@@ -1,0 +1,123 @@
+-- Who may see and do what. Users create and read their own executions and nothing else; an outcome is written through
+-- the functions of 50_lifecycle.sql only. Row-level security is not forced: the owner, as whom those functions run,
+-- stands above it.
+
+alter table public.crewai_flows enable row level security;
+alter table public.crewai_flow_executions enable row level security;
+alter table flowledger.schema_migrations enable row level security;
+alter table flowledger.settings enable row level security;
+alter table flowledger.workers enable row level security;
+alter table flowledger.queue enable row level security;
+alter table flowledger.leases enable row level security;
+alter table flowledger.cancel_wishes enable row level security;
+alter table flowledger.transitions enable row level security;
+alter table flowledger.uncounted_executions enable row level security;
+alter table flowledger.timeline enable row level security;
+alter table flowledger.logs enable row level security;
+
+drop policy if exists executions_create on public.crewai_flow_executions;
+create policy executions_create on public.crewai_flow_executions
+  for insert with check (auth.uid() = executed_by);
+
+drop policy if exists executions_read_own on public.crewai_flow_executions;
+create policy executions_read_own on public.crewai_flow_executions
+  for select using (auth.uid() = executed_by);
+
+drop policy if exists flows_create_own on public.crewai_flows;
+create policy flows_create_own on public.crewai_flows
+  for insert with check (auth.uid() = created_by);
+
+drop policy if exists flows_read_active on public.crewai_flows;
+create policy flows_read_active on public.crewai_flows
+  for select using (status = 'active' or auth.uid() = created_by);
+
+drop policy if exists flows_update_own on public.crewai_flows;
+create policy flows_update_own on public.crewai_flows
+  for update using (auth.uid() = created_by) with check (auth.uid() = created_by);
+
+drop policy if exists flows_delete_own_draft on public.crewai_flows;
+create policy flows_delete_own_draft on public.crewai_flows
+  for delete using (auth.uid() = created_by and status = 'draft');
+
+-- Whoever sees an execution sees what belongs to it; the inner select is itself under row-level security.
+drop policy if exists transitions_read_own on flowledger.transitions;
+create policy transitions_read_own on flowledger.transitions for select using (
+  (select flowledger.is_operator())
+  or exists (select from public.crewai_flow_executions as executions where executions.id = execution_id));
+
+drop policy if exists cancel_wishes_read_own on flowledger.cancel_wishes;
+create policy cancel_wishes_read_own on flowledger.cancel_wishes for select using (
+  (select flowledger.is_operator())
+  or exists (select from public.crewai_flow_executions as executions where executions.id = execution_id));
+
+drop policy if exists timeline_read_own on flowledger.timeline;
+create policy timeline_read_own on flowledger.timeline for select using (
+  (select flowledger.is_operator())
+  or exists (select from public.crewai_flow_executions as executions where executions.id = execution_id));
+
+drop policy if exists logs_read_own on flowledger.logs;
+create policy logs_read_own on flowledger.logs for select using (
+  (select flowledger.is_operator())
+  or exists (select from public.crewai_flow_executions as executions where executions.id = execution_id));
+
+drop policy if exists schema_migrations_read on flowledger.schema_migrations;
+create policy schema_migrations_read on flowledger.schema_migrations for select using (true);
+drop policy if exists settings_read on flowledger.settings;
+create policy settings_read on flowledger.settings for select using ((select flowledger.is_operator()));
+drop policy if exists settings_change on flowledger.settings;
+create policy settings_change on flowledger.settings for update using ((select flowledger.is_operator()));
+drop policy if exists workers_read on flowledger.workers;
+create policy workers_read on flowledger.workers for select using ((select flowledger.is_operator()));
+drop policy if exists queue_read on flowledger.queue;
+create policy queue_read on flowledger.queue for select using ((select flowledger.is_operator()));
+drop policy if exists leases_read on flowledger.leases;
+create policy leases_read on flowledger.leases for select using ((select flowledger.is_operator()));
+
+-- Every execution, for operators. A view runs with its owner's rights, above the row-level security of the table.
+create or replace view flowledger.every_execution as select * from public.crewai_flow_executions;
+comment on view flowledger.every_execution is 'crewai_flow_executions as operators see it: the rows of all users.';
+
+-- A platform may have granted everything on new tables; what counts is the list below. Revoking on a table also takes
+-- away the rights on its columns, so each grant comes after.
+revoke all on public.crewai_flows, public.crewai_flow_executions from public, anon, authenticated, service_role;
+revoke all on all tables in schema flowledger from public, anon, authenticated, service_role;
+revoke all on all sequences in schema flowledger from public, anon, authenticated, service_role;
+revoke all on all functions in schema flowledger from public, anon, authenticated, service_role;
+revoke all on function public.calculate_execution_duration(), public.update_flow_execution_count()
+  from public, anon, authenticated, service_role;
+
+-- Operators read through every_execution; their right here lets the policies above ask whether a row is visible.
+grant select on public.crewai_flow_executions to authenticated, service_role;
+grant insert (flow_id, execution_key, input_state, board_meeting_id, executed_by, metadata)
+  on public.crewai_flow_executions to authenticated;
+
+grant select on public.crewai_flows to authenticated, service_role;
+grant delete on public.crewai_flows to authenticated;
+grant insert (flow_key, flow_name, description, flow_definition, python_code, metadata, tags, created_by)
+  on public.crewai_flows to authenticated;
+grant update (flow_name, description, flow_definition, python_code, metadata, tags, updated_by)
+  on public.crewai_flows to authenticated;
+
+grant select on flowledger.schema_migrations to anon, authenticated, service_role;
+grant select on flowledger.transitions, flowledger.cancel_wishes, flowledger.timeline, flowledger.logs
+  to authenticated, service_role;
+grant select on flowledger.every_execution, flowledger.settings, flowledger.workers, flowledger.queue, flowledger.leases
+  to service_role;
+grant update (value) on flowledger.settings to service_role;
+
+grant execute on function flowledger.kickoff(text, jsonb, uuid, jsonb) to authenticated;
+grant execute on function
+  flowledger.is_operator(), flowledger.execution_key(text), flowledger.cancel(uuid, text)
+  to authenticated, service_role;
+grant execute on function
+  flowledger.claim(uuid, uuid[], double precision[], integer, interval, uuid[]),
+  flowledger.renew(uuid, uuid[], bigint[], interval),
+  flowledger.finish(uuid, bigint, text, jsonb, text, text, text, integer, numeric, integer, jsonb),
+  flowledger.reap(interval, integer),
+  flowledger.fold_execution_counts(),
+  flowledger.remember_flow(text, text, text, jsonb, text),
+  flowledger.enlist_worker(uuid, text, integer, text, integer, uuid[]),
+  flowledger.discharge_worker(uuid),
+  flowledger.append_timeline(uuid[], bigint[], integer[], timestamptz[], text[], text[], jsonb[]),
+  flowledger.append_logs(uuid[], bigint[], integer[], timestamptz[], text[], text[])
+  to service_role;
