@@ -1,0 +1,212 @@
+"""CrewAI's events, turned into small facts of ours, in their true order.
+
+The tap sits on the one function that every event passes synchronously (`_prepare_event`, a private name, so it is
+looked for first). Handlers on the bus would run on a thread pool, unordered, and be lost when the process is killed.
+Fields are named one by one: whole events carry prompts and states many times over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flowledger.runner.encode import clean
+
+Emit = Callable[[dict[str, Any]], None]
+
+_LONGEST_FIELD = 500
+_LLM_COMPLETED = "llm_completed"
+_LLM_FAILED = "llm_failed"
+
+_KINDS: dict[str, tuple[str, str]] = {
+    "flow_started": ("flow_started", "flow_name"),
+    "flow_finished": ("flow_finished", "flow_name"),
+    "flow_failed": ("flow_failed", "flow_name"),
+    "method_execution_started": ("method_started", "method_name"),
+    "method_execution_finished": ("method_finished", "method_name"),
+    "method_execution_failed": ("method_failed", "method_name"),
+    "crew_kickoff_started": ("crew_started", "crew_name"),
+    "crew_kickoff_completed": ("crew_finished", "crew_name"),
+    "crew_kickoff_failed": ("crew_failed", "crew_name"),
+    "task_started": ("task_started", "task_name"),
+    "task_completed": ("task_finished", "task_name"),
+    "task_failed": ("task_failed", "task_name"),
+    "agent_execution_started": ("agent_started", "agent_role"),
+    "agent_execution_completed": ("agent_finished", "agent_role"),
+    "agent_execution_error": ("agent_failed", "agent_role"),
+    "lite_agent_execution_started": ("agent_started", "agent_role"),
+    "lite_agent_execution_completed": ("agent_finished", "agent_role"),
+    "lite_agent_execution_error": ("agent_failed", "agent_role"),
+    "llm_call_started": ("llm_started", "model"),
+    "llm_call_completed": (_LLM_COMPLETED, "model"),
+    "llm_call_failed": (_LLM_FAILED, "model"),
+    "tool_usage_started": ("tool_started", "tool_name"),
+    "tool_usage_finished": ("tool_finished", "tool_name"),
+    "tool_usage_error": ("tool_failed", "tool_name"),
+}
+"""CrewAI's event type -> our kind, and the field that names what it is about."""
+
+_FIELDS = ("agent_role", "task_name", "call_id", "finish_reason", "from_cache", "run_attempts")
+
+
+class Listener:
+    """Emits one message per event of interest. `began` is emitted once, when the run's own flow starts."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._pid = os.getpid()
+        self._root: Any = None
+        self._began = False
+        self._sequence = 0
+        self._starts: dict[str, int] = {}
+        self._failed_calls: set[str] = set()
+
+    def attach(self, flow: Any) -> bool:
+        """Listens to the bus from now on. False when this CrewAI offers no way to, or the flow keeps silent."""
+        self._root = flow
+        if getattr(flow, "suppress_flow_events", False):
+            self.begin()
+        return _tap_bus(self.hear) or _tap_stream(self.hear)
+
+    def begin(self) -> None:
+        """Says that the flow's own code starts now; the first word counts."""
+        if not self._began:
+            self._began = True
+            self._emit({"kind": "began", "at": time.monotonic_ns()})
+
+    def hear(self, source: Any, event: Any) -> None:
+        """Never raises: a fault of ours must not fail somebody's flow."""
+        with contextlib.suppress(Exception):
+            known = _KINDS.get(event.type)
+            # A process that the flow forked has its own copy of us, and would write into our pipe.
+            if known is not None and os.getpid() == self._pid and not _is_plumbing(source, event):
+                self._record(source, event, *known)
+
+    def _record(self, source: Any, event: Any, kind: str, name_field: str) -> None:
+        if kind == "flow_started" and source is self._root:
+            self.begin()
+        if kind == _LLM_FAILED and self._is_repeated(event):
+            return
+        fields = self._fields(source, event, kind)
+        self._sequence += 1
+        name = _text(vars(event).get(name_field)) or ""
+        at = time.time()
+        self._emit({"kind": "event", "n": self._sequence, "at": at, "event": kind, "name": name, "fields": fields})
+
+    def _is_repeated(self, event: Any) -> bool:
+        """CrewAI reports one failed call twice, by the same call id."""
+        if event.call_id in self._failed_calls:
+            return True
+        self._failed_calls.add(event.call_id)
+        return False
+
+    def _fields(self, source: Any, event: Any, kind: str) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        # Not getattr: asking a pydantic model for a field that it lacks costs more than all the rest here.
+        given = vars(event)
+        for name in _FIELDS:
+            value = given.get(name)
+            if value is not None and value != "":
+                fields[name] = value if isinstance(value, (bool, int)) else _text(value)
+        if kind.startswith("llm_"):
+            fields["provider"] = _text(getattr(source, "provider", None)) or "unknown"
+        if kind == _LLM_COMPLETED:
+            fields["usage"] = normalise(given.get("usage"))
+        if kind.endswith("_failed") and (error := _first_line(given.get("error"))):
+            fields["error"] = error
+        if kind.startswith("flow_") and source is not self._root:
+            fields["nested"] = True
+        self._time(event, kind, fields)
+        return fields
+
+    def _time(self, event: Any, kind: str, fields: dict[str, Any]) -> None:
+        now = time.monotonic_ns()
+        key = vars(event).get("call_id")
+        if kind.endswith("_started"):
+            self._starts[key or event.event_id] = now
+            return
+        begun = self._starts.pop(key or vars(event).get("started_event_id") or "", None)
+        if begun is not None:
+            fields["duration_ms"] = round((now - begun) / 1e6, 3)
+
+
+def _is_plumbing(source: Any, event: Any) -> bool:
+    """CrewAI runs every agent as a flow of its own; those flows and their methods are not the user's."""
+    return bool(event.type.startswith(("flow_", "method_")) and getattr(source, "is_crewai_internal", False))
+
+
+def _tap_bus(hear: Callable[[Any, Any], None]) -> bool:
+    from crewai.events import crewai_event_bus
+
+    original = getattr(crewai_event_bus, "_prepare_event", None)
+    if original is None:
+        return False
+
+    def tap(source: Any, event: Any) -> None:
+        original(source, event)
+        hear(source, event)
+
+    crewai_event_bus._prepare_event = tap  # noqa: SLF001 - the single choke point; looked for above
+    return True
+
+
+def _tap_stream(hear: Callable[[Any, Any], None]) -> bool:
+    try:
+        from crewai.events.stream_context import add_stream_sink
+    except ImportError:
+        return False
+    add_stream_sink(hear)
+    return True
+
+
+def normalise(usage: Any) -> dict[str, int] | None:
+    """One call's tokens in our classes, whatever the provider calls them; None when it reported none.
+
+    `input_tokens` includes cached input and cache writes, `output_tokens` includes reasoning. CrewAI hands on what the
+    provider says: OpenAI and Azure `prompt_tokens`, Anthropic `input_tokens` (cache folded in already), Gemini
+    `prompt_token_count`, Bedrock `inputTokens` (cache left out).
+    """
+    if not isinstance(usage, Mapping):
+        return None
+    cached = _first(
+        usage, "cached_prompt_tokens", "cached_tokens", "cached_content_token_count", "cacheReadInputTokens"
+    )
+    written = _first(usage, "cache_creation_tokens", "cache_creation_input_tokens", "cacheWriteInputTokens")
+    reasoning = _first(usage, "reasoning_tokens", "thoughts_token_count")
+    given = _first(usage, "prompt_tokens", "input_tokens", "prompt_token_count")
+    if "inputTokens" in usage:
+        given = _count(usage["inputTokens"]) + cached + written
+    output = _first(usage, "completion_tokens", "output_tokens", "outputTokens")
+    # Gemini's candidates leave the thoughts out; its completion_tokens, when there, hold both.
+    output = output or _count(usage.get("candidates_token_count")) + _count(usage.get("thoughts_token_count"))
+    if given + output == 0:
+        return None
+    return {
+        "input_tokens": given,
+        "cached_input_tokens": cached,
+        "cache_write_tokens": written,
+        "output_tokens": output,
+        "reasoning_tokens": reasoning,
+    }
+
+
+def _first(usage: Mapping[str, Any], *names: str) -> int:
+    return next((count for name in names if (count := _count(usage.get(name)))), 0)
+
+
+def _count(value: Any) -> int:
+    return int(value) if isinstance(value, (int, float)) and 0 < value < 2**53 else 0
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    return clean(str(value)[:_LONGEST_FIELD])
+
+
+def _first_line(error: Any) -> str | None:
+    text = _text(error)
+    return text.strip().split("\n", 1)[0] if text else None

@@ -1,0 +1,177 @@
+"""How a run ended, put together from what was decided, what the child reported and how its process died."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+from dataclasses import dataclass, field
+
+from flowledger.domain.execution import JsonObject, Outcome
+from flowledger.domain.status import Status
+from flowledger.domain.usage import Usage
+from flowledger.runner.limits import Decision, ErrorType
+
+_HINTS = {
+    "SIGKILL": "Often the kernel's out-of-memory killer: compare peak_memory_bytes with what the machine has.",
+    "SIGSEGV": "Native code crashed; the stack is at the end of stderr.",
+    "SIGABRT": "Native code gave up; its message and the stack are at the end of stderr.",
+    "SIGBUS": "Native code crashed; the stack is at the end of stderr.",
+    "SIGTERM": "Something other than flowledger ended it.",
+}
+
+
+@dataclass
+class Tokens:
+    """Sums over the run's LLM calls. A call counts once, by its call id, however often it is reported."""
+
+    usage: Usage = field(default_factory=Usage)
+    calls: int = 0
+    failed_calls: int = 0
+    unreported_calls: int = 0
+    _seen: set[str] = field(default_factory=set)
+
+    def completed(self, fields: JsonObject) -> None:
+        if not self._is_new("completed", fields):
+            return
+        self.calls += 1
+        usage = fields.get("usage")
+        if isinstance(usage, dict):
+            self.usage += Usage(**usage)
+        else:
+            self.unreported_calls += 1
+
+    def failed(self, fields: JsonObject) -> None:
+        if self._is_new("failed", fields):
+            self.failed_calls += 1
+
+    @property
+    def count(self) -> int | None:
+        return self.usage.total if self.calls > self.unreported_calls else None
+
+    def as_metadata(self) -> JsonObject:
+        return {
+            **vars(self.usage),
+            "calls": self.calls,
+            "failed_calls": self.failed_calls,
+            "calls_without_usage": self.unreported_calls,
+        }
+
+    def _is_new(self, how: str, fields: JsonObject) -> bool:
+        call = fields.get("call_id")
+        key = f"{how} {call}"
+        if call is not None and key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+
+@dataclass
+class Evidence:
+    """What the worker learnt about a run."""
+
+    isolation: str
+    start: str
+    crewai_version: str
+    python_version: str
+    report: JsonObject | None = None
+    frames_broken: bool = False
+    wait_status: int | None = None
+    peak_memory_bytes: int | None = None
+    lease_expired: bool = False
+    unkillable: bool = False
+    began_after_ms: int | None = None
+    tokens: Tokens = field(default_factory=Tokens)
+    dropped_log_bytes: int = 0
+
+
+def conclude(evidence: Evidence, decision: Decision | None) -> Outcome:
+    """The supervisor's decision comes first, then the child's report, then the way its process died."""
+    report = evidence.report or {}
+    if decision is not None:
+        verdict = _Verdict(decision.status, decision.error_type, decision.reason)
+    elif evidence.lease_expired:
+        verdict = _Verdict(Status.FAILED, ErrorType.LEASE_LOST, "no renewal of the lease reached the flow's processes")
+    elif report.get("kind") == "result":
+        verdict = _Verdict(Status.COMPLETED)
+    elif report.get("kind") == "error" and "exit_status" not in report:
+        verdict = _Verdict(Status.FAILED, report["error_type"], report["error_message"])
+    else:
+        verdict = _died(evidence, report)
+    stack = None if verdict.status is Status.COMPLETED or report.get("stopped") else report.get("error_stack")
+    return Outcome(
+        status=verdict.status,
+        output_state=report.get("output"),
+        error_type=verdict.error_type,
+        error_message=verdict.message,
+        error_stack=stack,
+        token_count=evidence.tokens.count,
+        began_after_ms=evidence.began_after_ms,
+        metadata=_metadata(evidence, report),
+    )
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    status: Status
+    error_type: str | None = None
+    message: str | None = None
+
+
+def _died(evidence: Evidence, report: JsonObject) -> _Verdict:
+    """The process is gone and nobody said that the flow returned."""
+    if evidence.frames_broken:
+        return _Verdict(
+            Status.FAILED,
+            ErrorType.FRAMES_UNREADABLE,
+            "the flow wrote into a descriptor that it had not opened; what it reported cannot be read",
+        )
+    if evidence.wait_status is None:
+        return _Verdict(
+            Status.FAILED,
+            ErrorType.PROCESS_KILLED,
+            "all processes of the run were killed from outside. " + _HINTS["SIGKILL"],
+        )
+    code = os.waitstatus_to_exitcode(evidence.wait_status)
+    if code < 0:
+        name = _signal_name(-code)
+        return _Verdict(
+            Status.FAILED, ErrorType.PROCESS_KILLED, f"{name} ended the flow's process. {_HINTS.get(name, '')}".strip()
+        )
+    status = report.get("exit_status", code)
+    return _Verdict(Status.FAILED, ErrorType.PROCESS_EXITED, f"exit status {status} before the flow returned")
+
+
+def _metadata(evidence: Evidence, report: JsonObject) -> JsonObject:
+    optional = {
+        "usage": evidence.tokens.as_metadata() if evidence.tokens.calls or evidence.tokens.failed_calls else None,
+        "output_changes": report.get("changes"),
+        "output_left_out": report.get("left_out"),
+        "clamped": report.get("clamped"),
+        "log_bytes_dropped": evidence.dropped_log_bytes,
+        "unkillable": evidence.unkillable,
+    }
+    return {
+        "crewai_version": evidence.crewai_version,
+        "python_version": evidence.python_version,
+        "host": platform.node(),
+        "isolation": evidence.isolation,
+        "start": evidence.start,
+        "exit_status": _exit_status(evidence.wait_status),
+        "peak_memory_bytes": evidence.peak_memory_bytes,
+        **{name: value for name, value in optional.items() if value},
+    }
+
+
+def _exit_status(wait_status: int | None) -> str | None:
+    if wait_status is None:
+        return None
+    code = os.waitstatus_to_exitcode(wait_status)
+    return str(code) if code >= 0 else f"signal {_signal_name(-code)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

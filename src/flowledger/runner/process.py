@@ -1,0 +1,446 @@
+"""One execution, from the order to its outcome: ask the template for a child, read what it says, end it, reap.
+
+`run` is the only way in. It needs no database and raises for nothing that a flow does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import UUID
+
+from flowledger.domain.execution import JsonObject, Outcome
+from flowledger.domain.status import Status
+from flowledger.domain.timeline import Event, EventKind, LogLine
+from flowledger.runner import namespace, supervisor, wire
+from flowledger.runner.limits import Decision, ErrorType, Limits, Stop
+from flowledger.runner.outcome import Evidence, conclude
+from flowledger.runner.templates import NotForked, Template, readable
+
+__all__ = ["Order", "Recorder", "Template", "run", "sweep_leftovers"]
+
+_READ_BYTES = 1 << 18
+_PIPE_BYTES = 1 << 18
+_LEAVE_SECONDS = 4.0
+"""A child that has reported gets this long to go; its own limit is half of it."""
+_KILLED_SECONDS = 2.0
+_LAST_READS = 64
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be run. `entry_point` is `module:Class` or the path of a YAML file, relative to the project's root.
+
+    `timeout_seconds` counts from the fork, `grace_seconds` is the time between asking a flow to stop and SIGKILL,
+    `lease_seconds` how long the run's processes live without a tick from the worker.
+    """
+
+    execution_id: UUID
+    flow_key: str
+    entry_point: str
+    inputs: JsonObject
+    timeout_seconds: float
+    max_output_bytes: int
+    max_log_bytes: int
+    grace_seconds: float
+    lease_seconds: float
+
+
+class Recorder(Protocol):
+    """Takes facts as they happen. Called in the event loop: it must not block, and what it raises is dropped."""
+
+    def event(self, event: Event) -> None: ...
+
+    def log(self, line: LogLine) -> None: ...
+
+
+async def run(template: Template, order: Order, limits: Limits, recorder: Recorder) -> Outcome:
+    """Runs one flow to its end. When this returns, no process of the run is left."""
+    evidence = Evidence(template.isolation, "fork", template.crewai_version, template.python_version)
+    if limits.decision is not None:
+        return conclude(evidence, limits.decision)
+    template.run_began()
+    process = _Process(order, evidence, recorder)
+    try:
+        await process.start(template)
+        limits.feed(process.tick)
+        process.watch()
+        decision = await _wait_for_end_or_decision(process, order, limits)
+        if decision is not None:
+            await _stop(process, order, decision)
+        process.collect()
+        return conclude(evidence, decision)
+    except NotForked as error:
+        message = f"{error}. The flow's code did not run."
+        return Outcome(Status.FAILED, error_type=ErrorType.PROCESS_NOT_STARTED, error_message=message)
+    finally:
+        limits.feed(None)
+        process.close()
+        template.run_ended()
+
+
+async def _wait_for_end_or_decision(process: _Process, order: Order, limits: Limits) -> Decision | None:
+    """None when the run ended by itself. A flow that has reported is only waited for, whatever is decided later."""
+    async with asyncio.TaskGroup() as group:
+        waits = {group.create_task(wait) for wait in (process.gone(), process.reported(), limits.decided())}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(order.timeout_seconds):
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+    process.read_frames()
+    if not process.has_reported and not process.is_gone:
+        if limits.decision is None:
+            limits.expire(order.timeout_seconds)
+        return limits.decision
+    if not await process.is_gone_within(_LEAVE_SECONDS):
+        await process.kill()
+    return limits.decision if limits.decision is not None and limits.decision.stop is Stop.LOST else None
+
+
+async def _stop(process: _Process, order: Order, decision: Decision) -> None:
+    """Ask, SIGTERM, SIGKILL; each as soon as the one before had its time."""
+    if decision.stop is not Stop.LOST:
+        process.ask_to_stop(decision.reason)
+        if await process.is_gone_within(order.grace_seconds / 2):
+            return
+        process.terminate()
+        if await process.is_gone_within(order.grace_seconds / 2):
+            return
+    await process.kill()
+
+
+class _Process:
+    """The processes of one run, seen from the worker."""
+
+    def __init__(self, order: Order, evidence: Evidence, recorder: Recorder) -> None:
+        self._order = order
+        self._evidence = evidence
+        self._recorder = recorder
+        self._decoder = wire.Decoder()
+        self._reported = asyncio.Event()
+        self._readers: set[int] = set()
+        self._handed_over_at = 0
+        self._pidfd = -1
+        self._frames = -1
+        self._logs: dict[int, _Log] = {}
+        self._descriptors: list[int] = []
+        self._supervisor: socket.socket | None = None
+        self._control: socket.socket | None = None
+
+    # -- Start --------------------------------------------------------------------------------------------------------
+
+    async def start(self, template: Template) -> None:
+        order = self._order
+        self._handed_over_at = time.monotonic_ns()
+        supervisor_end, control_end = self._open_sockets()
+        pipes = [self._open_pipe() for _ in range(3)]
+        self._frames = pipes[0][0]
+        for stream, (reading, _) in zip(("stdout", "stderr"), pipes[1:], strict=True):
+            self._logs[reading] = _Log(stream, order.max_log_bytes, self._recorder)
+        theirs = (supervisor_end.fileno(), control_end.fileno(), *(writing for _, writing in pipes))
+        try:
+            self._pidfd, self._evidence.start = await template.fork(
+                order.entry_point, str(order.execution_id), order.lease_seconds, theirs
+            )
+        finally:
+            supervisor_end.close()
+            control_end.close()
+            for _, writing in pipes:
+                os.close(writing)
+        await self._send_order(template)
+
+    def _open_sockets(self) -> tuple[socket.socket, socket.socket]:
+        self._supervisor, supervisor_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control, control_end = socket.socketpair()
+        self._supervisor.setblocking(False)  # noqa: FBT003 - the signature is the library's
+        self._control.setblocking(False)  # noqa: FBT003
+        return supervisor_end, control_end
+
+    def _open_pipe(self) -> tuple[int, int]:
+        reading, writing = os.pipe()
+        self._descriptors.append(reading)
+        os.set_blocking(reading, False)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        return reading, writing
+
+    async def _send_order(self, template: Template) -> None:
+        order, project = self._order, template.project
+        entry = order.entry_point
+        message = {
+            "execution_id": str(order.execution_id),
+            "entry_point": str(project.root / entry) if entry.endswith((".yaml", ".yml")) else entry,
+            "inputs": order.inputs,
+            "max_output_bytes": order.max_output_bytes,
+            "roots": [f"{path}/" for path in {project.root, *project.import_paths}],
+        }
+        assert self._control is not None
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().sock_sendall(self._control, wire.pack(message))
+
+    # -- Watch --------------------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        self._read_with(self._frames, self.read_frames)
+        for descriptor, log in self._logs.items():
+            self._read_with(descriptor, partial(self._read_log, descriptor, log))
+
+    def _read_with(self, descriptor: int, callback: Callable[[], object]) -> None:
+        asyncio.get_running_loop().add_reader(descriptor, callback)
+        self._readers.add(descriptor)
+
+    def read_frames(self) -> bool:
+        """True if there was something to read."""
+        data = self._read(self._frames)
+        if not data or self._evidence.frames_broken:
+            return bool(data)
+        try:
+            for message in self._decoder.feed(data):
+                self._take(message)
+        except (wire.BrokenFrame, KeyError, TypeError, ValueError):
+            self._evidence.frames_broken = True
+        return True
+
+    def _read_log(self, descriptor: int, log: _Log) -> bool:
+        data = self._read(descriptor)
+        if data:
+            log.take(data)
+        return bool(data)
+
+    def _read(self, descriptor: int) -> bytes:
+        try:
+            data = os.read(descriptor, _READ_BYTES)
+        except BlockingIOError:
+            return b""
+        if not data:
+            self._stop_reading(descriptor)
+        return data
+
+    def _stop_reading(self, descriptor: int) -> None:
+        if descriptor in self._readers:
+            self._readers.discard(descriptor)
+            asyncio.get_running_loop().remove_reader(descriptor)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        match message["kind"]:
+            case "event":
+                self._take_event(message)
+            case "began" if self._evidence.began_after_ms is None:
+                self._evidence.began_after_ms = max(0, message["at"] - self._handed_over_at) // 1_000_000
+            case "result" | "error" if self._evidence.report is None:
+                self._evidence.report = message
+                self._reported.set()
+
+    def _take_event(self, message: dict[str, Any]) -> None:
+        fields = message["fields"]
+        if message["event"] == EventKind.LLM_COMPLETED:
+            self._evidence.tokens.completed(fields)
+        elif message["event"] == EventKind.LLM_FAILED:
+            self._evidence.tokens.failed(fields)
+        at = datetime.fromtimestamp(message["at"], UTC)
+        with contextlib.suppress(Exception):
+            self._recorder.event(Event(message["n"], at, EventKind(message["event"]), message["name"], fields))
+
+    # -- Decide and stop ----------------------------------------------------------------------------------------------
+
+    @property
+    def has_reported(self) -> bool:
+        return self._reported.is_set()
+
+    @property
+    def is_gone(self) -> bool:
+        return bool(select.select([self._pidfd], [], [], 0)[0])
+
+    async def gone(self) -> None:
+        await readable(self._pidfd)
+
+    async def reported(self) -> None:
+        await self._reported.wait()
+
+    async def is_gone_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.gone()
+        return self.is_gone
+
+    def tick(self) -> None:
+        self._tell(supervisor.TICK)
+
+    def ask_to_stop(self, reason: str) -> None:
+        assert self._control is not None
+        with contextlib.suppress(OSError):
+            self._control.send(wire.pack({"stop": reason[:1000]}), socket.MSG_NOSIGNAL)
+
+    def terminate(self) -> None:
+        self._tell(supervisor.TERMINATE)
+
+    async def kill(self) -> None:
+        """In a namespace the supervisor's death is everybody's; without one it has to sweep first."""
+        if self._evidence.isolation == namespace.SUBREAPER:
+            self._tell(supervisor.KILL)
+            if await self.is_gone_within(_KILLED_SECONDS):
+                return
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._evidence.unkillable = not await self.is_gone_within(_KILLED_SECONDS)
+        if self._evidence.isolation == namespace.SUBREAPER:
+            sweep_leftovers()
+
+    def _tell(self, wish: bytes) -> None:
+        assert self._supervisor is not None
+        with contextlib.suppress(OSError):
+            self._supervisor.send(wish, socket.MSG_NOSIGNAL)
+
+    # -- Reap ---------------------------------------------------------------------------------------------------------
+
+    def collect(self) -> None:
+        """Everything the run left in its channels; who may still hold the other end is not waited for."""
+        self._drain(self.read_frames)
+        for descriptor, log in self._logs.items():
+            self._drain(partial(self._read_log, descriptor, log))
+            self._evidence.dropped_log_bytes += log.finish()
+        self._read_report()
+
+    def _drain(self, read: Callable[[], bool]) -> None:
+        for _ in range(_LAST_READS):
+            if not read():
+                return
+
+    def _read_report(self) -> None:
+        assert self._supervisor is not None
+        with contextlib.suppress(OSError):
+            report = self._supervisor.recv(supervisor.REPORT.size)
+            if len(report) == supervisor.REPORT.size:
+                fact, status, peak = supervisor.REPORT.unpack(report)
+                self._evidence.lease_expired = fact == supervisor.LEASE_EXPIRED
+                if fact == supervisor.CHILD_ENDED:
+                    self._evidence.wait_status, self._evidence.peak_memory_bytes = status, peak
+
+    def close(self) -> None:
+        """Lets go of everything; a run that is still alive dies of it."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(OSError):
+                if self._evidence.isolation == namespace.NAMESPACE:
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        for descriptor in list(self._readers):
+            self._stop_reading(descriptor)
+        for end in (self._supervisor, self._control):
+            if end is not None:
+                end.close()
+        for descriptor in (*self._descriptors, self._pidfd):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+class _Log:
+    """One stream of a run: its head as it comes, its tail at the end, what lies between counted only."""
+
+    def __init__(self, stream: str, most_bytes: int, recorder: Recorder) -> None:
+        self._stream = stream
+        self._head_left = most_bytes // 2
+        self._tail = bytearray()
+        self._tail_size = most_bytes - most_bytes // 2
+        self._dropped = 0
+        self._sequence = 0
+        self._split = b""
+        self._recorder = recorder
+
+    def take(self, data: bytes) -> None:
+        if self._head_left > 0:
+            head, data = data[: self._head_left], data[self._head_left :]
+            self._head_left -= len(head)
+            self._write(self._whole_characters(head))
+        if data:
+            self._tail += data[-self._tail_size :]
+            self._dropped += max(0, len(data) - self._tail_size)
+            if len(self._tail) > 2 * self._tail_size:
+                self._cut_tail()
+
+    def finish(self) -> int:
+        """Writes the tail; returns how many bytes were dropped before it."""
+        self._cut_tail()
+        if self._dropped:
+            self._write(self._split)
+            self._split = b""
+            self._write(f"\n... {self._dropped:,} bytes left out ...\n".encode())
+        self._write(self._split + bytes(self._tail))
+        self._tail.clear()
+        self._split = b""
+        return self._dropped
+
+    def _cut_tail(self) -> None:
+        excess = len(self._tail) - self._tail_size
+        if excess > 0:
+            self._dropped += excess
+            del self._tail[:excess]
+
+    def _whole_characters(self, data: bytes) -> bytes:
+        """Keeps the beginning of a character that has not arrived in full for the next time."""
+        data = self._split + data
+        self._split = b""
+        for back in range(1, min(4, len(data)) + 1):
+            byte = data[-back]
+            if byte >= 0xC0:
+                width = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+                if width > back:
+                    data, self._split = data[:-back], data[-back:]
+                break
+            if byte < 0x80:
+                break
+        return data
+
+    def _write(self, data: bytes) -> None:
+        if not data:
+            return
+        self._sequence += 1
+        text = data.decode(errors="replace").replace("\x00", "")
+        with contextlib.suppress(Exception):
+            self._recorder.log(LogLine(self._sequence, datetime.now(UTC), self._stream, text))
+
+
+def sweep_leftovers() -> int:
+    """Kills processes of runs whose supervisor is gone; returns how many. For a worker's start without namespaces.
+
+    Runs of other workers on this machine are left alone: their supervisors live.
+    """
+    runs: dict[str, list[int]] = {}
+    supervised: set[str] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (run_id := _run_of(entry)):
+            runs.setdefault(run_id, []).append(int(entry.name))
+            if _name_of(entry) == namespace.SUPERVISOR_NAME:
+                supervised.add(run_id)
+    leftovers = [pid for run_id, pids in runs.items() if run_id not in supervised for pid in pids]
+    for pid in leftovers:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    return len(leftovers)
+
+
+def _name_of(process: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        return (process / "comm").read_text().strip()
+    return None
+
+
+def _run_of(process: Path) -> str | None:
+    prefix = f"{namespace.MARKER}=".encode()
+    with contextlib.suppress(OSError):
+        for variable in (process / "environ").read_bytes().split(b"\0"):
+            if variable.startswith(prefix):
+                run_id = variable[len(prefix) :].decode(errors="replace")
+                return None if run_id == namespace.NO_RUN else run_id
+    return None

@@ -1,0 +1,173 @@
+"""A run's supervisor: the first process of a run, parent of the flow's child, and the end of everything below it.
+
+It holds no flow code and no connection. It reaps orphans, listens to the worker (a byte per wish), keeps a watchdog
+that ends the run when the worker is silent for a lease, and reports how the child ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from flowledger.runner import namespace
+
+TICK, TERMINATE, KILL = b".", b"T", b"K"
+"""What the worker says: a lease was renewed; SIGTERM to all processes of the run; SIGKILL to them."""
+
+CHILD_ENDED, LEASE_EXPIRED, NO_CHILD = 1, 2, 3
+REPORT = struct.Struct("<Biq")
+"""What the supervisor says: one of the above, the child's wait status, its peak memory in bytes."""
+
+_SIGNALS = {signal.SIGCHLD, signal.SIGTERM}
+_LONGEST_SLEEP_SECONDS = 5.0
+_SWEEP_SECONDS = 5.0
+
+
+def supervise(worker: socket.socket, isolation: str, lease_seconds: float, flow: Callable[[], NoReturn]) -> NoReturn:
+    """Runs `flow` in a child and stays until nothing of the run is left. Called in the run's first process."""
+    code = 1
+    try:
+        _isolate(isolation)
+        signals = namespace.signal_descriptor(_SIGNALS)
+        child = os.fork()
+        if child == 0:
+            _become_child(worker, signals, isolation)
+            flow()
+        namespace.rename_process(namespace.SUPERVISOR_NAME)
+        _close_all_but(worker.fileno(), signals)
+        _Watch(worker, signals, child, lease_seconds, isolation).until_ended()
+        code = 0
+    except BaseException:
+        with contextlib.suppress(OSError):
+            worker.send(REPORT.pack(NO_CHILD, 0, 0), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    finally:
+        if isolation == namespace.SUBREAPER:
+            _sweep()
+        os._exit(code)
+
+
+def _isolate(isolation: str) -> None:
+    if isolation == namespace.NAMESPACE:
+        namespace.die_with_parent(signal.SIGKILL)
+        namespace.become_init()
+    else:
+        namespace.die_with_parent(signal.SIGTERM)
+        namespace.become_subreaper()
+
+
+def _become_child(worker: socket.socket, signals: int, isolation: str) -> None:
+    worker.close()
+    os.close(signals)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    os.setsid()
+    if isolation == namespace.NAMESPACE:
+        namespace.drop_namespace_capabilities()
+    namespace.die_with_parent(signal.SIGKILL)
+
+
+def _close_all_but(*kept: int) -> None:
+    previous = 2
+    for descriptor in sorted(kept):
+        os.closerange(previous + 1, descriptor)
+        previous = descriptor
+    os.closerange(previous + 1, 1024)
+
+
+class _Watch:
+    def __init__(self, worker: socket.socket, signals: int, child: int, lease_seconds: float, isolation: str) -> None:
+        self._worker = worker
+        self._signals = signals
+        self._child = child
+        self._lease_seconds = lease_seconds
+        self._isolation = isolation
+        self._last_tick = _now()
+
+    def until_ended(self) -> None:
+        poll = select.poll()
+        poll.register(self._worker, select.POLLIN)
+        poll.register(self._signals, select.POLLIN)
+        while True:
+            silence = _now() - self._last_tick
+            if silence >= self._lease_seconds:
+                return self._report(LEASE_EXPIRED, 0, 0)
+            ready = dict(poll.poll(min(self._lease_seconds - silence, _LONGEST_SLEEP_SECONDS) * 1000 + 1))
+            if self._worker.fileno() in ready and not self._obey():
+                return None
+            if self._signals in ready and not self._reap():
+                return None
+
+    def _obey(self) -> bool:
+        """False when the run is to end now: the worker says so, or is gone."""
+        wishes = self._worker.recv(512)
+        if not wishes or KILL in wishes:
+            return False
+        if TICK in wishes:
+            self._last_tick = _now()
+        if TERMINATE in wishes:
+            self._terminate()
+        return True
+
+    def _terminate(self) -> None:
+        if self._isolation == namespace.NAMESPACE:
+            with contextlib.suppress(OSError):
+                os.kill(-1, signal.SIGTERM)
+            return
+        _signal_all(signal.SIGTERM)
+
+    def _reap(self) -> bool:
+        """False when the run is to end now: the child ended, or our own parent did."""
+        if _terminated(os.read(self._signals, 128 * 16)):
+            return False
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self._child:
+                self._report(CHILD_ENDED, status, usage.ru_maxrss * 1024)
+                return False
+
+    def _report(self, fact: int, status: int, peak: int) -> None:
+        with contextlib.suppress(OSError):
+            self._worker.send(REPORT.pack(fact, status, peak), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def _terminated(records: bytes) -> bool:
+    """`struct signalfd_siginfo` is 128 bytes long and opens with the signal's number."""
+    numbers = (int.from_bytes(records[at : at + 4], "little") for at in range(0, len(records), 128))
+    return any(number == signal.SIGTERM for number in numbers)
+
+
+def _now() -> float:
+    # Counts while the machine is suspended, as the lease in the database does.
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _sweep() -> None:
+    """Without a PID namespace: kills every descendant, and those that they make meanwhile.
+
+    At once, as the end of a PID namespace does; who may stop in peace was sent SIGTERM by the worker before.
+    """
+    begun = _now()
+    while _now() - begun < _SWEEP_SECONDS and _signal_all(signal.SIGKILL):
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(0.01)
+
+
+def _signal_all(number: signal.Signals) -> int:
+    pids = namespace.descendants(os.getpid())
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
+    return len(pids)

@@ -1,0 +1,325 @@
+"""The warm, credential-free processes that a run's child is forked from.
+
+Three processes, each forked from the one before while it is still small:
+the launcher enters the namespaces and waits; the base imports CrewAI once; a template imports the project's modules on
+top of it and is forked for every run. A template that a module spoils (threads, a crash, an endless import) is thrown
+away and the base makes another, so that CrewAI is imported once only. No process here ever makes a Flow: CrewAI's
+threads would not survive the fork and every child would hang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import platform
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flowledger.runner import child, namespace, supervisor, wire
+
+_REAP_EVERY_MILLISECONDS = 5000
+
+_WARM = (
+    "crewai",
+    "crewai.flow",
+    "crewai.events.event_types",
+    "crewai.hooks.dispatch",
+    "crewai.hooks.contexts",
+    "crewai.execution",
+    "crewai.llm",
+    "crewai.agent",
+    "crewai.crew",
+    "crewai.experimental.agent_executor",
+    "crewai.events.stream_context",
+    "crewai.memory.storage.factory",
+    "crewai.llms.providers.openai.completion",
+    "crewai.llms.providers.anthropic.completion",
+    "openai.resources.chat.completions",
+    "encodings.idna",
+    "uuid",
+    "dotenv",
+)
+"""What a run loads sooner or later. Each is optional: CrewAI's versions differ, and so do the installed providers."""
+
+
+@dataclass(frozen=True)
+class Boot:
+    """How the launcher was started: `preload` False means that children import everything themselves; `hidden` are
+    directories that nobody below the launcher may look into.
+    """
+
+    control: int
+    parent: int
+    isolation: str | None
+    preload: bool
+    hidden: tuple[str, ...]
+
+
+def main() -> NoReturn:
+    """Entry of the launcher, under the project's interpreter: `CONTROL PARENT ISOLATION PRELOAD HIDDEN` in argv."""
+    control, parent, isolation, preload, hidden = sys.argv[1:6]
+    boot = Boot(int(control), int(parent), isolation or None, preload == "1", tuple(json.loads(hidden)))
+    namespace.die_with_parent(signal.SIGKILL)
+    if os.getppid() != boot.parent:
+        os._exit(1)
+    if boot.isolation == namespace.SUBREAPER or not namespace.is_available():
+        _Base(socket.socket(fileno=boot.control), namespace.SUBREAPER, boot.preload).serve()
+    _launch(boot)
+
+
+def _launch(boot: Boot) -> NoReturn:
+    namespace.enter()
+    for directory in boot.hidden:
+        namespace.hide(directory)
+    pid = os.fork()
+    if pid == 0:
+        namespace.die_with_parent(signal.SIGKILL)
+        namespace.mount_own_proc()
+        _Base(socket.socket(fileno=boot.control), namespace.NAMESPACE, boot.preload).serve()
+    os.close(boot.control)
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
+
+
+class _Base:
+    """Holds CrewAI and nothing of the project; forks a template whenever the worker asks for one."""
+
+    def __init__(self, control: socket.socket, isolation: str, preload: bool) -> None:  # noqa: FBT001 - from argv
+        self._control = control
+        self._isolation = isolation
+        self._preload = preload
+
+    def serve(self) -> NoReturn:
+        with contextlib.suppress(OSError, wire.BrokenFrame):
+            wire.send(self._control, self._warm_up())
+            poll = select.poll()
+            poll.register(self._control, select.POLLIN)
+            while True:
+                if poll.poll(_REAP_EVERY_MILLISECONDS):
+                    request = wire.receive(self._control)
+                    if request is None:
+                        break
+                    self._fork_template(*request)
+                _reap()
+        self._end()
+
+    def _warm_up(self) -> dict[str, Any]:
+        facts = {"isolation": self._isolation, "python": platform.python_version(), "crewai": "", "threads": 1}
+        try:
+            facts["crewai"] = _crewai_version()
+            if self._preload:
+                _import_crewai()
+                _freeze()
+                facts["threads"] = _threads()
+        except BaseException as error:
+            facts["error"] = f"{type(error).__name__}: {error}"
+        return facts
+
+    def _fork_template(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        pid = os.fork()
+        if pid == 0:
+            namespace.die_with_parent(signal.SIGKILL)
+            self._control.close()
+            _Template(socket.socket(fileno=descriptors[0]), request, self._isolation).serve()
+        pidfd = os.pidfd_open(pid)
+        wire.send(self._control, {"pid": pid}, (pidfd,))
+        os.close(pidfd)
+        os.close(descriptors[0])
+
+    def _end(self) -> NoReturn:
+        if self._isolation == namespace.SUBREAPER:
+            _wait_for_children(seconds=4)
+        os._exit(0)
+
+
+def _crewai_version() -> str:
+    from importlib.metadata import version
+
+    return version("crewai")
+
+
+def _import_crewai() -> None:
+    importlib.import_module("crewai")
+    for module in _WARM:
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+
+
+def _freeze() -> None:
+    """Takes everything loaded out of the collector's sight: its marks would copy every page that children share."""
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+
+
+class _Template:
+    """Holds the project's modules; forked once for every run."""
+
+    def __init__(self, control: socket.socket, request: dict[str, Any], isolation: str) -> None:
+        self._control = control
+        self._root = Path(request["root"])
+        self._import_paths: list[str] = request["import_paths"]
+        self._modules: list[str] = request["modules"]
+        self._others: list[str] = request["watch"]
+        self._isolation = isolation
+        self._marker = namespace.Marker()
+        self._runs: dict[int, int] = {}
+
+    def serve(self) -> NoReturn:
+        with contextlib.suppress(OSError, wire.BrokenFrame):
+            self._enter_project()
+            raised = self._import_modules()
+            self._settle(raised)
+            self._fork_runs()
+        if self._isolation == namespace.SUBREAPER:
+            self._end_runs()
+        os._exit(0)
+
+    # -- Loading ------------------------------------------------------------------------------------------------------
+
+    def _enter_project(self) -> None:
+        with contextlib.suppress(OSError):
+            os.chdir(self._root)
+        sys.path[:0] = [path for path in self._import_paths if path not in sys.path]
+        _load_dotenv(self._root / ".env")
+        # Only the worker knows its secrets, so it is the one to name the variables that must go.
+        wire.send(self._control, {"environment": dict(os.environ)})
+        answer = wire.receive(self._control)
+        for name in answer[0]["drop"] if answer else ():
+            os.environ.pop(name, None)
+
+    def _import_modules(self) -> dict[str, str]:
+        raised = {}
+        for module in self._modules:
+            wire.send(self._control, {"loading": module})
+            try:
+                importlib.import_module(module)
+            except BaseException as error:
+                raised[module] = f"{type(error).__name__}: {error}"[:1000]
+            if _threads() > 1:
+                names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+                wire.send(self._control, {"unsafe": module, "threads": names})
+                os._exit(0)
+        return raised
+
+    def _settle(self, raised: dict[str, str]) -> None:
+        if _threads() > 1:
+            wire.send(self._control, {"unsafe": "crewai", "threads": []})
+            os._exit(0)
+        files = _stamps(self._files())
+        _freeze()
+        wire.send(self._control, {"ready": {"raised": raised, "files": files}})
+
+    def _files(self) -> Iterable[str]:
+        """The project's own files that are loaded; libraries installed inside the project are not the project's."""
+        yield from self._others
+        roots = tuple(f"{path}/" for path in {str(self._root), *self._import_paths})
+        for module in list(sys.modules.values()):
+            file = getattr(module, "__file__", None)
+            if isinstance(file, str) and file.startswith(roots) and "/site-packages/" not in file:
+                yield file
+
+    # -- Forking ------------------------------------------------------------------------------------------------------
+
+    def _fork_runs(self) -> None:
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor in self._runs:
+                    poll.unregister(descriptor)
+                    self._reap(descriptor)
+                    continue
+                request = wire.receive(self._control)
+                if request is None:
+                    return
+                self._fork_run(request[0], request[1], home, poll)
+
+    def _fork_run(self, request: dict[str, Any], descriptors: list[int], home: int, poll: select.poll) -> None:
+        try:
+            pid = self._fork(request, descriptors, home)
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            wire.send(self._control, {"error": str(error)})
+            return
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._runs[pidfd] = pid
+        poll.register(pidfd, select.POLLIN)
+        wire.send(self._control, {"pid": pid}, (pidfd,))
+
+    def _fork(self, request: dict[str, Any], descriptors: list[int], home: int) -> int:
+        if self._isolation == namespace.SUBREAPER:
+            return os.fork() or self._become_run(request, descriptors)
+        namespace.give_next_child_its_own_pids()
+        try:
+            return os.fork() or self._become_run(request, descriptors)
+        finally:
+            namespace.return_to(home)
+
+    def _become_run(self, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+        self._control.close()
+        self._marker.write(request["execution_id"])
+        os.environ[namespace.MARKER] = request["execution_id"]
+        channels = child.Channels(*descriptors[1:])
+        supervisor.supervise(
+            socket.socket(fileno=descriptors[0]),
+            self._isolation,
+            request["lease_seconds"],
+            lambda: child.main(channels),
+        )
+
+    def _reap(self, pidfd: int) -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._runs.pop(pidfd), 0)
+        os.close(pidfd)
+
+    def _end_runs(self) -> None:
+        for pid in self._runs.values():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+        _wait_for_children(seconds=3)
+
+
+def _load_dotenv(path: Path) -> None:
+    with contextlib.suppress(Exception):
+        from dotenv import load_dotenv
+
+        load_dotenv(path)
+
+
+def _threads() -> int:
+    return max(threading.active_count(), len(os.listdir("/proc/self/task")))  # noqa: PTH208
+
+
+def _stamps(files: Iterable[str]) -> dict[str, list[int]]:
+    stamps = {}
+    for file in files:
+        with contextlib.suppress(OSError):
+            facts = os.stat(file)  # noqa: PTH116 - a path from sys.modules, used once
+            stamps[file] = [facts.st_mtime_ns, facts.st_size]
+    return stamps
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _wait_for_children(seconds: float) -> None:
+    signal.alarm(int(seconds))
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()

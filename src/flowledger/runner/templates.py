@@ -1,0 +1,484 @@
+"""The worker's hold on its template: starting it, knowing when it is stale, asking it for a run, closing it.
+
+What happens inside those processes is told in `template.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from flowledger.domain.project import Project
+from flowledger.errors import ProjectUnusable
+from flowledger.runner import interpreter, namespace, wire
+
+Isolation = Literal["namespace", "subreaper"]
+
+_CLOSE_SECONDS = 6.0
+_FORK_SECONDS = 30.0
+_KEPT_OUTPUT = 16_384
+_CREWAI_STARTS_THREADS = (
+    "crewai itself starts threads when it is imported: every flow starts in a fresh interpreter, which takes seconds. "
+    "Look for a library in the project's environment that instruments CrewAI."
+)
+
+
+class NotForked(Exception):
+    """The template could not make a process for a run."""
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What a template is made from."""
+
+    project: Project
+    secrets: frozenset[str]
+    storage: Path
+    import_seconds: float
+    isolation: Isolation | None
+    hidden: tuple[Path, ...]
+
+
+class Template:
+    """One generation of warm processes. Made by `start`, replaced by `renewed` when `is_stale`."""
+
+    def __init__(self, base: _Base, sources: _Sources) -> None:
+        self._base = base
+        self._sources = sources
+        self._control: _Channel | None = None
+        self._pidfd = -1
+        self._files: dict[str, list[int]] = {}
+        self._unsafe: set[str] = set()
+        self._warnings: list[str] = list(base.warnings)
+        self._fork_lock = asyncio.Lock()
+        self._bare: Template | None = None
+        self._bare_lock = asyncio.Lock()
+        self._runs = 0
+        self._no_runs = asyncio.Event()
+        self._no_runs.set()
+        self._closed = False
+        self.pid = 0
+
+    @classmethod
+    async def start(
+        cls,
+        project: Project,
+        *,
+        secrets: Collection[str],
+        storage: Path,
+        import_seconds: float,
+        isolation: Isolation | None = None,
+        hidden: Collection[Path] = (),
+    ) -> Template:
+        """Starts the project's interpreter, imports CrewAI and the project's modules.
+
+        `isolation` None takes namespaces where the kernel allows them; there, the directories `hidden` are empty for
+        flow code. Raises ProjectUnusable when the interpreter does
+        not start or holds no CrewAI. A module that cannot be loaded is no error, see `warnings`.
+        """
+        sources = _Sources(project, frozenset(secrets), storage, import_seconds, isolation, tuple(hidden))
+        return await cls._start(sources, preload=True)
+
+    @classmethod
+    async def _start(cls, sources: _Sources, *, preload: bool) -> Template:
+        base = await _Base.start(sources, preload=preload)
+        template = cls(base, sources)
+        try:
+            await template._load(sources.project.modules if preload else ())
+        except BaseException:
+            await template.close()
+            raise
+        return template
+
+    @property
+    def isolation(self) -> str:
+        return self._base.isolation
+
+    @property
+    def crewai_version(self) -> str:
+        return self._base.crewai_version
+
+    @property
+    def python_version(self) -> str:
+        return self._base.python_version
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences for the worker's log: which modules run slower than they could, and what to do about it."""
+        return tuple(self._warnings)
+
+    @property
+    def project(self) -> Project:
+        return self._sources.project
+
+    def is_stale(self) -> bool:
+        """True once a file of the project that was loaded has changed on disk, or the template's processes are gone."""
+        return self.is_gone or any(_stamp(file) != tuple(stamp) for file, stamp in self._files.items())
+
+    @property
+    def is_gone(self) -> bool:
+        """True once its processes have ended: it can fork no more."""
+        if self._base.is_gone or self._pidfd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    async def renewed(self) -> Template:
+        """A fresh generation with the project as it is now, on top of the CrewAI that is loaded already.
+
+        The old one stays usable; `retire` it.
+        """
+        if self._base.is_gone:
+            return await Template._start(self._sources, preload=True)
+        template = Template(self._base.shared(), self._sources)
+        try:
+            await template._load(self._sources.project.modules)
+        except BaseException:
+            await template.close()
+            raise
+        return template
+
+    async def retire(self) -> None:
+        """Waits for the runs in flight, then closes."""
+        await self._no_runs.wait()
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends every process of this generation, runs in flight included, and waits until they are gone."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._bare is not None:
+            await self._bare.close()
+        if self._control is not None:
+            self._control.close()
+            await _gone_or_killed(self._pidfd)
+            os.close(self._pidfd)
+        await self._base.release()
+
+    # -- Running ------------------------------------------------------------------------------------------------------
+
+    async def fork(
+        self, entry_point: str, execution_id: str, lease_seconds: float, descriptors: tuple[int, ...]
+    ) -> tuple[int, str]:
+        """Makes a run's processes. Returns the supervisor's pidfd and how it started: `fork`, `fresh interpreter`.
+
+        Raises NotForked; then no code of the flow has run.
+        """
+        if self._unsafe and (self._base.is_unsafe or entry_point.partition(":")[0] in self._unsafe):
+            bare = await self._bare_template()
+            return await bare._ask_for_run(  # noqa: SLF001 - a template as well
+                execution_id, lease_seconds, descriptors
+            ), "fresh interpreter"
+        return await self._ask_for_run(execution_id, lease_seconds, descriptors), "fork"
+
+    def run_began(self) -> None:
+        self._runs += 1
+        self._no_runs.clear()
+
+    def run_ended(self) -> None:
+        self._runs -= 1
+        if self._runs == 0:
+            self._no_runs.set()
+
+    async def _ask_for_run(self, execution_id: str, lease_seconds: float, descriptors: tuple[int, ...]) -> int:
+        if self._closed or self._control is None:
+            raise NotForked("the template is closed")
+        try:
+            async with self._fork_lock, asyncio.timeout(_FORK_SECONDS):
+                await self._control.send({"execution_id": execution_id, "lease_seconds": lease_seconds}, descriptors)
+                reply = await self._control.receive()
+        except (OSError, TimeoutError, wire.BrokenFrame) as error:
+            raise NotForked(f"the template does not answer: {error or 'it is gone'}") from error
+        if "error" in reply:
+            raise NotForked(str(reply["error"]))
+        return self._control.take_descriptor()
+
+    async def _bare_template(self) -> Template:
+        async with self._bare_lock:
+            if self._bare is None:
+                try:
+                    self._bare = await Template._start(self._sources, preload=False)
+                except ProjectUnusable as error:
+                    raise NotForked(str(error)) from error
+            return self._bare
+
+    # -- Loading ------------------------------------------------------------------------------------------------------
+
+    async def _load(self, modules: Collection[str]) -> None:
+        """Makes template after template until one has loaded all modules that leave it fit to be forked."""
+        if self._base.is_unsafe:
+            self._unsafe.update(modules)
+        while True:
+            wanted = [module for module in modules if module not in self._unsafe]
+            spoilt, reason = await self._try_to_load(wanted)
+            if spoilt is None:
+                return
+            self._unsafe.add(spoilt)
+            self._warnings.append(
+                f"module {spoilt} {reason}: its flows start in a fresh interpreter, which takes seconds. "
+                "Move what it does at import into a function that the flow calls."
+            )
+
+    async def _try_to_load(self, modules: list[str]) -> tuple[str | None, str]:
+        """None once the template is ready; else the module that spoilt it and what it did."""
+        ours, theirs = socket.socketpair()
+        control = _Channel(ours)
+        with theirs:
+            self.pid, self._pidfd = await self._base.fork_template(self._request(modules), theirs.fileno())
+        current: str | None = None
+        try:
+            async with asyncio.timeout(self._sources.import_seconds):
+                while True:
+                    message = await control.receive()
+                    if "environment" in message:
+                        await control.send({"drop": self._forbidden(message["environment"])})
+                    elif "loading" in message:
+                        current = message["loading"]
+                    elif "unsafe" in message:
+                        reason = (
+                            f"starts threads when it is imported ({', '.join(message['threads']) or 'native ones'})"
+                        )
+                        break
+                    elif "ready" in message:
+                        self._become_ready(control, message["ready"])
+                        return None, ""
+        except TimeoutError:
+            reason = f"takes longer than {self._sources.import_seconds:g} s to import"
+        except (OSError, wire.BrokenFrame):
+            reason = "ends the interpreter when it is imported"
+        control.close()
+        await _gone_or_killed(self._pidfd, at_once=True)
+        os.close(self._pidfd)
+        if current is None:
+            raise self._base.unusable(reason)
+        return current, reason
+
+    def _request(self, modules: list[str]) -> dict[str, Any]:
+        project = self._sources.project
+        return {
+            "root": str(project.root),
+            "import_paths": [str(path) for path in project.import_paths],
+            "modules": modules,
+            "watch": [str(path) for path in (*project.declarations, project.root / ".env")],
+        }
+
+    def _forbidden(self, environment: dict[str, str]) -> list[str]:
+        kept = interpreter.environment(environment, self._sources.secrets, self._sources.storage)
+        return [name for name in environment if name not in kept]
+
+    def _become_ready(self, control: _Channel, facts: dict[str, Any]) -> None:
+        self._control = control
+        self._files = facts["files"]
+        for module, error in facts["raised"].items():
+            self._warnings.append(f"module {module} cannot be imported: {error}")
+
+
+def _stamp(file: str) -> tuple[int, int] | None:
+    try:
+        facts = os.stat(file)  # noqa: PTH116 - every file of a project, several times a second
+    except OSError:
+        return None
+    return facts.st_mtime_ns, facts.st_size
+
+
+class _Base:
+    """The launcher and the base process, shared by the generations of a template."""
+
+    def __init__(self, process: subprocess.Popen[bytes], control: _Channel, sources: _Sources) -> None:
+        self._process = process
+        self._control = control
+        self._sources = sources
+        self._users = 1
+        self._lock = asyncio.Lock()
+        self._output: deque[bytes] = deque()
+        self.isolation = ""
+        self.crewai_version = ""
+        self.python_version = ""
+        self.is_unsafe = False
+        self.warnings: tuple[str, ...] = ()
+        self._drain_output()
+
+    @classmethod
+    async def start(cls, sources: _Sources, *, preload: bool) -> _Base:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = _launch(sources, theirs.fileno(), preload=preload)
+            except OSError as error:
+                ours.close()
+                raise _unusable(sources, f"{sources.project.python} does not start: {error}") from error
+        base = cls(process, _Channel(ours), sources)
+        try:
+            async with asyncio.timeout(sources.import_seconds):
+                base._introduce(await base._control.receive())
+        except (TimeoutError, OSError, wire.BrokenFrame) as error:
+            reason = "CrewAI takes too long to import" if isinstance(error, TimeoutError) else "the interpreter ended"
+            await base.release()
+            raise base.unusable(reason) from error
+        except BaseException:
+            await base.release()
+            raise
+        return base
+
+    @property
+    def is_gone(self) -> bool:
+        return self._users == 0 or self._process.poll() is not None
+
+    def shared(self) -> _Base:
+        self._users += 1
+        return self
+
+    async def fork_template(self, request: dict[str, Any], descriptor: int) -> tuple[int, int]:
+        try:
+            async with self._lock, asyncio.timeout(_FORK_SECONDS):
+                await self._control.send(request, (descriptor,))
+                reply = await self._control.receive()
+        except (OSError, TimeoutError, wire.BrokenFrame) as error:
+            raise self.unusable("the base process does not answer") from error
+        return int(reply["pid"]), self._control.take_descriptor()
+
+    async def release(self) -> None:
+        """The last user ends the processes."""
+        self._users -= 1
+        if self._users > 0:
+            return
+        self._control.close()
+        pidfd = os.pidfd_open(self._process.pid)
+        await _gone_or_killed(pidfd)
+        os.close(pidfd)
+        self._process.wait()
+        assert self._process.stdout is not None
+        asyncio.get_running_loop().remove_reader(self._process.stdout.fileno())
+        self._keep_output()
+        self._process.stdout.close()
+
+    def unusable(self, reason: str) -> ProjectUnusable:
+        said = b"".join(self._output).decode(errors="replace").strip()
+        return _unusable(self._sources, reason + (f"\n{said[-2000:]}" if said else ""))
+
+    def _introduce(self, facts: dict[str, Any]) -> None:
+        if "error" in facts:
+            raise self.unusable(f"CrewAI cannot be imported: {facts['error']}")
+        self.isolation = facts["isolation"]
+        self.crewai_version = facts["crewai"]
+        self.python_version = facts["python"]
+        self.is_unsafe = facts["threads"] > 1
+        if self.is_unsafe:
+            self.warnings = (_CREWAI_STARTS_THREADS,)
+
+    def _drain_output(self) -> None:
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+        asyncio.get_running_loop().add_reader(self._process.stdout.fileno(), self._keep_output)
+
+    def _keep_output(self) -> None:
+        """What is printed at import: read so that nobody blocks, kept in part for the error message."""
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        with contextlib.suppress(OSError):
+            data = os.read(descriptor, 65_536)
+            if not data:
+                asyncio.get_running_loop().remove_reader(descriptor)
+            self._output.append(data[-_KEPT_OUTPUT:])
+            while sum(map(len, self._output)) > 2 * _KEPT_OUTPUT:
+                self._output.popleft()
+
+
+def _unusable(sources: _Sources, reason: str) -> ProjectUnusable:
+    return ProjectUnusable(
+        str(sources.project.root), reason, "Is CrewAI installed for this interpreter? `--python` names another one."
+    )
+
+
+def _launch(sources: _Sources, control: int, *, preload: bool) -> subprocess.Popen[bytes]:
+    hidden = json.dumps([str(path.absolute()) for path in sources.hidden])
+    arguments = (str(control), str(os.getpid()), sources.isolation or "", "1" if preload else "0", hidden)
+    environment = interpreter.environment(os.environ, sources.secrets, sources.storage)
+    return subprocess.Popen(
+        interpreter.command(sources.project.python, "template", *arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=sources.project.root,
+        env={**environment, namespace.MARKER: namespace.NO_RUN},
+        pass_fds=(control,),
+        # Ctrl-C in a terminal is for the worker alone; it decides what becomes of its runs.
+        start_new_session=True,
+    )
+
+
+@dataclass
+class _Channel:
+    """Frames and descriptors over a stream socket, without blocking the event loop."""
+
+    socket: socket.socket
+    _decoder: wire.Decoder = field(default_factory=wire.Decoder)
+    _messages: deque[dict[str, Any]] = field(default_factory=deque)
+    _descriptors: deque[int] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.socket.setblocking(False)  # noqa: FBT003 - the signature is the library's
+
+    async def send(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+        data = wire.pack(message)
+        sent = socket.send_fds(self.socket, [data], list(descriptors)) if descriptors else 0
+        await asyncio.get_running_loop().sock_sendall(self.socket, data[sent:])
+
+    async def receive(self) -> dict[str, Any]:
+        """The next message. Raises ConnectionResetError when the other side left."""
+        while not self._messages:
+            await readable(self.socket.fileno())
+            data, descriptors, _, _ = socket.recv_fds(self.socket, 65_536, 8)
+            self._descriptors.extend(descriptors)
+            if not data:
+                raise ConnectionResetError("it is gone")
+            self._messages.extend(self._decoder.feed(data))
+        return self._messages.popleft()
+
+    def take_descriptor(self) -> int:
+        return self._descriptors.popleft()
+
+    def close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
+        self.socket.close()
+
+
+async def readable(descriptor: int) -> None:
+    """Waits until there is something to read, or for a pidfd: until the process ended."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(descriptor, wake)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(descriptor)
+
+
+async def _gone_or_killed(pidfd: int, *, at_once: bool = False) -> None:
+    """Waits for a process that was told to end, and makes it when it does not."""
+    for patience in (0.0 if at_once else _CLOSE_SECONDS, _CLOSE_SECONDS):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                return await readable(pidfd)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    return None

@@ -1,0 +1,1 @@
+"""Flows for the runner's tests: a project like any other."""
