@@ -1,0 +1,173 @@
+"""What is documented is true: links lead somewhere, commands exist, SQL and the quickstart run, Python compiles."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.docs.pages import (
+    DOCS,
+    FORBIDDEN,
+    ROOT,
+    blocks,
+    blocks_of,
+    broken_links,
+    pages,
+    python_faults,
+    toml_faults,
+    wrong_commands,
+)
+
+PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    assert broken_links(page, page.read_text()) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_names_no_registry_and_no_machine(page):
+    assert FORBIDDEN.findall(page.read_text()) == []
+
+
+@pytest.mark.parametrize("block", blocks("bash"), ids=str)
+def test_commands_of_a_shell_block_exist(block):
+    assert wrong_commands(block.text) == []
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_a_python_block_compiles(block):
+    assert python_faults(block.text) is None
+
+
+@pytest.mark.parametrize("block", blocks("toml"), ids=str)
+def test_a_toml_block_can_be_read(block):
+    assert toml_faults(block.text) is None
+
+
+SQL = [block for block in blocks("sql") if block.why_not_run is None and "/reference/schema/" not in str(block)]
+
+
+@pytest.fixture
+def ledger(database):
+    """The owner's address of an empty ledger that knows the flows which the docs start."""
+    with psycopg.connect(database.url("flowledger"), autocommit=True) as owner:
+        for key in ("greet", "lead_score"):
+            owner.execute("select flowledger.remember_flow(%s, 'a flow of the docs', '', '{}', '')", [key])
+        yield database.url("flowledger")
+        owner.execute("drop role if exists ledger_worker")
+
+
+@pytest.mark.parametrize("block", SQL, ids=str)
+def test_a_sql_block_runs_on_a_real_ledger(block, ledger):
+    with psycopg.connect(ledger, autocommit=True) as owner:
+        owner.execute(block.text.encode())
+
+
+def test_a_sql_block_that_starts_a_flow_starts_it(ledger):
+    starting = [
+        block for block in SQL if "kickoff(" in block.text or "insert into crewai_flow_executions" in block.text
+    ]
+    assert len(starting) >= 3
+    with psycopg.connect(ledger, autocommit=True) as owner:
+        for number, block in enumerate(starting, start=1):
+            owner.execute(block.text.encode())
+            born = owner.execute("select count(*) from crewai_flow_executions where status = 'pending'").fetchone()
+            assert born == (number,)
+
+
+def test_the_quickstart_runs_as_it_is_written(tmp_path, ledger):
+    page = DOCS / "quickstart.md"
+    written = list(blocks_of(page, page.read_text()))
+    (tmp_path / "src" / "greeter").mkdir(parents=True)
+    _first(written, "toml", tmp_path / "pyproject.toml")
+    _first(written, "python", tmp_path / "src" / "greeter" / "main.py")
+    shown = next(block.text for block in written if "✓ completed" in block.text)
+
+    ran = _flowledger(tmp_path, ledger, "run", "greet", "-i", "name=Ada")
+    assert (ran.returncode, ran.stdout.strip()) == (0, shown.splitlines()[-1])
+
+    refused = next(block.text for block in written if "no such input" in block.text)
+    ran = _flowledger(tmp_path, ledger, "run", "greet", "-i", "nme=Ada")
+    assert ran.returncode == 2
+    assert ran.stderr.strip().startswith(refused.partition("\n")[2].strip())
+
+
+def _first(written, kind: str, path: Path) -> None:
+    path.write_text(next(block.text for block in written if block.kind == kind))
+
+
+def _flowledger(project: Path, address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flowledger", *arguments],
+        cwd=project,
+        env={**os.environ, "FLOWLEDGER_DATABASE_URL": address},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class TestTheCheckersFindWhatTheyShould:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "[a](nowhere.md)",
+            "[a](CONTRIBUTING.md#no-such-heading)",
+            '<img src="nowhere.svg">',
+            "![a](nowhere.png)",
+            "[a](#not-here)",
+        ],
+    )
+    def test_a_link_that_leads_nowhere(self, text):
+        assert broken_links(ROOT / "README.md", text) != []
+
+    @pytest.mark.parametrize(
+        "text", ["[a](CONTRIBUTING.md#the-ideal-commit)", "[a](docs)", "# Here\n[a](#here)", "[a](https://x.example)"]
+    )
+    def test_a_link_that_leads_somewhere_is_none(self, text):
+        assert broken_links(ROOT / "README.md", text) == []
+
+    @pytest.mark.parametrize(
+        "text", ["see files.pythonhosted.org", "in /home/ada/flows", "index https://pypi.org/simple"]
+    )
+    def test_a_forbidden_word(self, text):
+        assert FORBIDDEN.search(text)
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "flowledger serve",
+            "flowledger run greet --budget-usd 1",
+            "flowledger executions rerun ID",
+            "make chaos",
+            "A=1 make x",
+        ],
+    )
+    def test_a_command_that_is_not_there(self, line):
+        assert wrong_commands(line) == [line]
+
+    @pytest.mark.parametrize(
+        "line", ["flowledger run greet -i a=1 --timeout 5m", "flowledger db check # now", "make demo"]
+    )
+    def test_a_command_that_is_there_is_none(self, line):
+        assert wrong_commands(line) == []
+
+    def test_python_and_toml_that_cannot_be_read(self):
+        assert python_faults("def (:") is not None
+        assert toml_faults("a = ") is not None
+
+    def test_sql_that_does_not_run(self, ledger):
+        with psycopg.connect(ledger, autocommit=True) as owner, pytest.raises(psycopg.errors.UndefinedTable):
+            owner.execute("select 1; select * from no_such_table")
+
+    def test_a_reason_not_to_run_belongs_to_the_next_block_only(self):
+        text = "<!-- not run: needs a superuser -->\n```sql\na\n```\n\n```sql\nb\n```\n"
+        assert [block.why_not_run for block in blocks_of(DOCS, text)] == ["needs a superuser", None]
