@@ -7,14 +7,16 @@ worker's `service()` is a plain autocommit connection: what it calls are single 
 from __future__ import annotations
 
 import json
+import select
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection, errors, sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import set_json_loads
@@ -69,7 +71,7 @@ class Database:
             open=False,
             timeout=CONNECT_SECONDS,
             reconnect_timeout=CONNECT_SECONDS,
-            check=AsyncConnectionPool.check_connection,
+            check=_check,
             connection_class=AsyncConnection[DictRow],
             configure=_configure,
             kwargs={"row_factory": dict_row, "autocommit": True, "connect_timeout": CONNECT_SECONDS},
@@ -88,21 +90,10 @@ class Database:
     @asynccontextmanager
     async def session(self, claims: Claims) -> AsyncIterator[Connection]:
         """One transaction as `claims`. Raises the ledger's errors in place of the driver's."""
-        sub = str(claims.user) if claims.user else ""
         with translated(self.conninfo):
-            async with self._pool.connection() as connection, connection.transaction():
-                await connection.execute(
-                    "select set_config('role', %s, true), set_config('request.jwt.claim.sub', %s, true), "
-                    "set_config('request.jwt.claims', %s, true), set_config('lock_timeout', %s, true), "
-                    "set_config('idle_in_transaction_session_timeout', %s, true)",
-                    (
-                        claims.role,
-                        sub,
-                        json.dumps({"sub": sub, "role": claims.role} if sub else {"role": claims.role}),
-                        str(_LOCK_TIMEOUT_MS),
-                        str(_IDLE_IN_TRANSACTION_MS),
-                    ),
-                )
+            # Leaving the pool's block commits, or rolls back after an error.
+            async with self._pool.connection() as connection:
+                await connection.execute(_begin(claims))
                 yield connection
 
     @asynccontextmanager
@@ -111,6 +102,25 @@ class Database:
         with translated(self.conninfo):
             async with self._pool.connection() as connection:
                 yield connection
+
+
+@lru_cache(maxsize=1024)
+def _begin(claims: Claims) -> sql.Composed:
+    """Opens a transaction under the role and the claims, in one message: each round trip costs more than the work."""
+    sub = str(claims.user) if claims.user else ""
+    token = {"sub": sub, "role": claims.role} if sub else {"role": claims.role}
+    settings = {
+        "role": claims.role,
+        "request.jwt.claim.sub": sub,
+        "request.jwt.claims": json.dumps(token),
+        "lock_timeout": str(_LOCK_TIMEOUT_MS),
+        "idle_in_transaction_session_timeout": str(_IDLE_IN_TRANSACTION_MS),
+    }
+    calls = [
+        sql.SQL("set_config({}, {}, true)").format(sql.Literal(name), sql.Literal(value))
+        for name, value in settings.items()
+    ]
+    return sql.SQL("begin; select {}").format(sql.SQL(", ").join(calls))
 
 
 async def _configure(connection: Connection) -> None:
@@ -138,6 +148,14 @@ def _is_deeper(value: Any, levels: int) -> bool:
         if not level:
             return False
     return True
+
+
+async def _check(connection: Connection) -> None:
+    """Raises if the server has left. It would have sent its farewell, so a silent connection costs no round trip."""
+    arrived = select.poll()
+    arrived.register(connection.fileno(), select.POLLIN)
+    if arrived.poll(0):
+        await AsyncConnectionPool.check_connection(connection)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def format_duration(milliseconds: int | None) -> str:
         return ""
     if milliseconds < 1000:
         return f"{milliseconds} ms"
-    if milliseconds < 60_000:
+    if milliseconds < 59_950:  # what rounds to 60.0 s is a minute
         return f"{milliseconds / 1000:.1f} s"
     minutes, seconds = divmod(round(milliseconds / 1000), 60)
     if minutes < 60:

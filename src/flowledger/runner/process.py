@@ -262,7 +262,10 @@ class _Process:
 
     @property
     def is_gone(self) -> bool:
-        return bool(select.select([self._pidfd], [], [], 0)[0])
+        # Not select(): a worker with many slots has descriptors beyond its 1,024.
+        ended = select.poll()
+        ended.register(self._pidfd, select.POLLIN)
+        return bool(ended.poll(0))
 
     async def gone(self) -> None:
         await readable(self._pidfd)

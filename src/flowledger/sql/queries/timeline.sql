@@ -3,11 +3,11 @@
 -- name: append
 -- Adds events of executions that are still held; repeating it adds nothing.
 select flowledger.append_timeline(
-  %(executions)s, %(fences)s, %(sequences)s, %(ats)s, %(kinds)s, %(names)s, %(fields)s::text[]::jsonb[])
+  %(executions)s, %(fences)s, %(sequences)s::bigint[]::integer[], %(ats)s, %(kinds)s, %(names)s, %(fields)s::text[]::jsonb[])
 
 -- name: append_logs
 -- Adds log text of executions that are still held; repeating it adds nothing.
-select flowledger.append_logs(%(executions)s, %(fences)s, %(sequences)s, %(ats)s, %(streams)s, %(texts)s)
+select flowledger.append_logs(%(executions)s, %(fences)s, %(sequences)s::bigint[]::integer[], %(ats)s, %(streams)s, %(texts)s)
 
 -- name: read
 -- Events of one execution after the given sequence number.

@@ -1,0 +1,80 @@
+"""The `flowledger` command. Each command is loaded when it is used, so that help and completion answer at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+COMMANDS = {
+    "up": "Start everything here: embedded Postgres and a worker for this project.",
+    "run": "Run a flow and watch it; exits by its outcome.",
+    "executions": "List, show, watch and cancel executions, and read their logs.",
+    "flows": "List the project's flows; show their graph and input schema.",
+    "worker": "Claim and run executions until stopped.",
+    "db": "Migrate and check the database; print its reference document.",
+    "doctor": "Check this machine, project and database, with a remedy for each finding.",
+}
+_ALIASES = {"ex": "executions"}
+
+
+class _Commands(TyperGroup):
+    """Knows every command's name and one-line help, and no more until one is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:  # noqa: ARG002
+        name = _ALIASES.get(cmd_name, cmd_name)
+        return _Lazy(name) if name in COMMANDS else None
+
+
+class _Lazy(TyperCommand):
+    """Stands for a command of `cli/<name>.py` and becomes it when it is called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, help=COMMANDS[name])
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        module = importlib.import_module(f"flowledger.cli.{self.name}")
+        command = typer.main.get_command(module.app)
+        return command.make_context(info_name, args, parent, **extra)
+
+
+app = typer.Typer(
+    name="flowledger",
+    cls=_Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from flowledger import __version__
+
+        typer.echo(f"flowledger {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """The control plane and execution ledger for CrewAI Flows, on your own Postgres."""
+
+
+def main() -> None:
+    """Runs the command line; every error leaves as one clear message and an exit code of `cli/exits.py`."""
+    try:
+        app()
+    except Exception as error:
+        from flowledger.cli.exits import report
+
+        sys.exit(report(error))

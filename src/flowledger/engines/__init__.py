@@ -1,0 +1,1 @@
+"""Who carries executions from the ledger to a worker."""

@@ -1,0 +1,327 @@
+"""Executions in the order of their life: record, claim, renew, finish, cancel, reap; and how they are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, LiteralString
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from flowledger.database.session import Claims, Connection
+from flowledger.domain.execution import Claim, Execution, Finish, Mode, NewExecution, Outcome
+from flowledger.domain.status import Status
+from flowledger.errors import AmbiguousReference, ExecutionNotFound, FlowNotFound, InvalidInput
+from flowledger.sql import query
+
+
+async def record(connection: Connection, new: NewExecution) -> Execution:
+    """Inserts a pending row as the session's user.
+
+    Raises FlowNotFound, InvalidInput (the key is taken), QueueFull, PermissionRefused.
+    """
+    metadata = dict(new.metadata)
+    if new.timeout_seconds is not None:
+        metadata["timeout_seconds"] = new.timeout_seconds
+    try:
+        row = await _one(
+            connection,
+            query("executions", "record"),
+            flow_key=new.flow_key,
+            execution_key=new.execution_key,
+            inputs=Jsonb(new.inputs),
+            board_meeting_id=new.board_meeting_id,
+            metadata=Jsonb(metadata) if metadata else None,
+        )
+    except psycopg.errors.UniqueViolation as taken:
+        raise InvalidInput(
+            "execution_key", f"{new.execution_key} is taken", "Leave it out and the ledger makes one."
+        ) from taken
+    except psycopg.DataError as unfit:
+        raise InvalidInput("inputs", f"cannot be stored: {unfit.diag.message_primary}") from unfit
+    if row is None:
+        raise FlowNotFound(new.flow_key)
+    return _execution(row)
+
+
+async def claim(
+    connection: Connection,
+    worker: UUID,
+    timeouts: Mapping[UUID, float],
+    slots: int,
+    lease: timedelta,
+    among: Sequence[UUID] | None = None,
+) -> list[Claim]:
+    """Takes up to `slots` pending executions of the flows in `timeouts` (flow id -> seconds), oldest first.
+
+    `among`, unless None, narrows the claim to these executions. Fewer than `slots` mean: the queue is empty, the worker
+    is marked as waiting, and must claim once more before it sleeps.
+    """
+    rows = await _all(
+        connection,
+        query("executions", "claim"),
+        worker=worker,
+        flows=list(timeouts),
+        timeouts=list(timeouts.values()),
+        slots=slots,
+        lease=lease,
+        among=None if among is None else list(among),
+    )
+    return [Claim(**{**row, "execution_mode": Mode(row["execution_mode"])}) for row in rows]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lease that was renewed, and whether its owner wants the execution ended."""
+
+    execution_id: UUID
+    fence: int
+    cancel_wished: bool
+    cancel_reason: str | None
+
+
+async def renew(connection: Connection, worker: UUID, fences: Mapping[UUID, int], lease: timedelta) -> list[Held]:
+    """Keeps the leases of `fences` (execution id -> fence). One that is not answered is lost."""
+    rows = await _all(
+        connection,
+        query("executions", "renew"),
+        worker=worker,
+        executions=list(fences),
+        fences=list(fences.values()),
+        lease=lease,
+    )
+    return [Held(**row) for row in rows]
+
+
+async def finish(connection: Connection, execution: UUID, fence: int, outcome: Outcome) -> Finish:
+    """Writes the outcome if the execution still runs under this fence; idempotent.
+
+    An outcome that Postgres cannot store must not leave the row running, so there is a ladder: the whole outcome, else
+    `failed` with OutputNotStorable, else the bare status. Raises DatabaseUnreachable and other trouble that passes: try
+    again then.
+    """
+    outcome = _clamped(outcome)
+    for rung in (outcome, _not_storable(outcome), Outcome(Status.FAILED, error_type="OutputNotStorable")):
+        try:
+            return await _finish(connection, execution, fence, rung)
+        except (psycopg.Error, ValueError) as unfit:
+            if _passes(unfit):
+                raise
+            refusal = unfit
+    raise refusal
+
+
+def _passes(trouble: Exception) -> bool:
+    """Connection loss, deadlocks, want of resources. Anything else Postgres refuses again at the next attempt."""
+    return (
+        isinstance(trouble, psycopg.OperationalError | psycopg.InterfaceError)
+        and (trouble.sqlstate or "")[:2] not in _FINAL
+    )
+
+
+_FINAL = ("54", "FL")
+"""SQLSTATE classes that psycopg counts among the operational ones: program limits, and the law's own refusals."""
+
+
+def _clamped(outcome: Outcome) -> Outcome:
+    """What the flow's process counted may be anything; the column is an integer from 0 up."""
+    counted = outcome.token_count
+    if counted is None or 0 <= counted <= _MOST_TOKENS:
+        return outcome
+    clamped = {**outcome.metadata.get("clamped", {}), "token_count": str(counted)[:100]}
+    return replace(
+        outcome,
+        token_count=min(max(counted, 0), _MOST_TOKENS),
+        metadata={**outcome.metadata, "clamped": clamped},
+    )
+
+
+_MOST_TOKENS = 2**31 - 1
+
+
+async def _finish(connection: Connection, execution: UUID, fence: int, outcome: Outcome) -> Finish:
+    row = await _one(
+        connection,
+        query("executions", "finish"),
+        execution=execution,
+        fence=fence,
+        status=outcome.status,
+        output_state=None if outcome.output_state is None else Jsonb(outcome.output_state),
+        error_type=outcome.error_type,
+        error_message=outcome.error_message,
+        error_stack=outcome.error_stack,
+        token_count=outcome.token_count,
+        cost_usd=outcome.cost_usd,
+        began_after_ms=outcome.began_after_ms,
+        metadata=Jsonb(outcome.metadata),
+    )
+    assert row is not None
+    return Finish(row["answer"])
+
+
+def _not_storable(outcome: Outcome) -> Outcome:
+    size = len(json.dumps(outcome.output_state, default=repr))
+    return replace(
+        outcome,
+        status=Status.FAILED if outcome.status is Status.COMPLETED else outcome.status,
+        output_state=None,
+        error_type="OutputNotStorable",
+        error_message=f"Postgres cannot store this {outcome.status} outcome; its output has {size:,} bytes.",
+        error_stack=None,
+        token_count=None,
+        cost_usd=None,
+        metadata={},
+    )
+
+
+async def cancel(connection: Connection, execution: UUID, reason: str | None) -> str:
+    """Asks to end an execution. Answers `cancelled` (it had not started), `wished` or `ended` (too late).
+
+    Raises ExecutionNotFound when there is none that the caller may cancel.
+    """
+    row = await _one(connection, query("executions", "cancel"), execution=execution, reason=reason)
+    assert row is not None
+    if row["answer"] == "unknown":
+        raise ExecutionNotFound(str(execution))
+    return str(row["answer"])
+
+
+async def reap(connection: Connection, grace: timedelta) -> list[tuple[UUID, Status]]:
+    """Ends running executions whose lease ran out more than `grace` ago, by the database's clock."""
+    rows = await _all(connection, query("executions", "reap"), grace=grace)
+    return [(row["execution_id"], Status(row["status"])) for row in rows]
+
+
+# -- Reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which executions to list; None takes all. `since` is inclusive, `until` exclusive, both compare started_at."""
+
+    statuses: tuple[Status, ...] | None = None
+    flow_key: str | None = None
+    mode: Mode | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    meeting: UUID | None = None
+    by: UUID | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a page ended: the next one begins after it."""
+
+    started_at: datetime
+    id: UUID
+
+    def __str__(self) -> str:
+        return f"{self.started_at.isoformat()}/{self.id}"
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Reads what `str()` wrote. Raises InvalidInput."""
+        started_at, _, id_ = text.rpartition("/")
+        try:
+            return cls(datetime.fromisoformat(started_at), UUID(id_))
+        except ValueError as wrong:
+            raise InvalidInput(
+                "after", f"{text!r} is no place in a list", "Use the `next` of the page before."
+            ) from wrong
+
+
+async def list_(
+    connection: Connection, claims: Claims, filters: Filters, *, limit: int, after: Place | None = None
+) -> list[Execution]:
+    """A page of executions, newest first: the user's own, or everybody's for an operator."""
+    rows = await _all(
+        connection,
+        query("executions", "list_of_all" if claims.is_operator else "list_of_user"),
+        user=claims.user,
+        by=filters.by,
+        statuses=None if filters.statuses is None else [str(status) for status in filters.statuses],
+        flow_key=filters.flow_key,
+        mode=filters.mode,
+        since=filters.since,
+        until=filters.until,
+        meeting=filters.meeting,
+        after_started_at=after and after.started_at,
+        after_id=after and after.id,
+        limit=limit,
+    )
+    return [_execution(row) for row in rows]
+
+
+async def find(connection: Connection, claims: Claims, reference: str) -> Execution:
+    """The execution that `reference` names: its id, a prefix of at least 4 hexadecimal digits, or its key.
+
+    Raises ExecutionNotFound, AmbiguousReference.
+    """
+    first, last = _range_of(reference)
+    rows = await _all(
+        connection,
+        query("executions", "find_of_all" if claims.is_operator else "find_of_user"),
+        user=claims.user,
+        first_id=first,
+        last_id=last,
+        reference=reference,
+    )
+    if not rows:
+        raise ExecutionNotFound(reference)
+    if len(rows) > 1:
+        raise AmbiguousReference(reference, tuple(str(row["id"]) for row in rows))
+    return _execution(rows[0])
+
+
+def _range_of(reference: str) -> tuple[UUID | None, UUID | None]:
+    """The ids that begin with `reference`; nothing if it cannot begin one."""
+    digits = reference.replace("-", "").lower()
+    if not 4 <= len(digits) <= 32 or set(digits) - set("0123456789abcdef"):
+        return None, None
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One step of an execution. `from_status` None is the birth; `fence` and `worker_id` are the lease's, if any."""
+
+    from_status: Status | None
+    to_status: Status
+    actor: str
+    reason: str | None
+    worker_id: UUID | None
+    fence: int | None
+    at: datetime
+
+
+async def transitions(connection: Connection, execution: UUID) -> list[Transition]:
+    """Every step of the execution that the session may see, its birth first."""
+    rows = await _all(connection, query("executions", "transitions"), execution=execution)
+    return [
+        Transition(
+            **{
+                **row,
+                "from_status": Status(row["from_status"]) if row["from_status"] else None,
+                "to_status": Status(row["to_status"]),
+            }
+        )
+        for row in rows
+    ]
+
+
+def _execution(row: Mapping[str, Any]) -> Execution:
+    return Execution(
+        **{**row, "status": Status(row["status"]), "execution_mode": Mode(row["execution_mode"])},
+    )
+
+
+async def _all(connection: Connection, text: LiteralString, **values: Any) -> list[dict[str, Any]]:
+    return await (await connection.execute(text, values)).fetchall()
+
+
+async def _one(connection: Connection, text: LiteralString, **values: Any) -> dict[str, Any] | None:
+    return await (await connection.execute(text, values)).fetchone()

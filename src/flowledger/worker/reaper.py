@@ -1,0 +1,30 @@
+"""Finds dead leases and writes what is true of their executions; brings the flows' counters up to date.
+
+Every worker reaps, and one is enough: the database decides with its own clock who is dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+
+from flowledger.database.session import Database
+from flowledger.errors import FlowledgerError
+from flowledger.ledger import executions, flows
+
+_log = structlog.get_logger("flowledger.reaper")
+
+
+async def keep_reaping(database: Database, *, grace_seconds: float, pause_seconds: float) -> None:
+    """Reaps every `pause_seconds` until it is cancelled."""
+    while True:
+        try:
+            async with database.service() as connection:
+                for execution, status in await executions.reap(connection, timedelta(seconds=grace_seconds)):
+                    _log.warning("execution_reaped", execution=str(execution), status=str(status))
+                await flows.fold_counts(connection)
+        except FlowledgerError as trouble:
+            _log.warning("reaper_held_up", reason=str(trouble))
+        await asyncio.sleep(pause_seconds)

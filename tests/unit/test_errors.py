@@ -1,0 +1,96 @@
+"""Every error has words, a code of its own, crosses a pipe whole, and leaves the command line with one exit code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+
+import pytest
+
+from flowledger import errors
+from flowledger.cli.exits import Exit, report
+from flowledger.errors import FlowledgerError
+
+EVERY = (
+    errors.InvalidInput("topic", "must be text", "Give words."),
+    errors.FlowNotFound("godo", ("good", "goods")),
+    errors.FlowNotFound("godo"),
+    errors.ExecutionNotFound("abcd"),
+    errors.AmbiguousReference("abcd", ("abcd1", "abcd2")),
+    errors.ProjectNotFound("/here"),
+    errors.ProjectUnusable("/here", "no crewai", "Install it."),
+    errors.DatabaseUnreachable("localhost:5432/x", "refused"),
+    errors.DatabaseBusy("too many connections"),
+    errors.SchemaTooOld(0, 1),
+    errors.SchemaTooOld(1, 2),
+    errors.SchemaTooNew(9, 1),
+    errors.ServerTooOld("13.4", "14"),
+    errors.SchemaNotOurs(("a table is not ours",)),
+    errors.MigrationChanged("0001_initial.sql"),
+    errors.EmbeddedPostgresFailed("no room", "Make some."),
+    errors.PermissionRefused("not you"),
+    errors.TransitionRefused("completed cannot go to running"),
+    errors.QueueFull(10_000),
+)
+SAID_ALONE = (errors.TransitionRefused,)
+
+
+def test_no_error_is_forgotten_here() -> None:
+    named = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FlowledgerError)}
+    assert {type(error) for error in EVERY} == named - {FlowledgerError}
+
+
+def test_codes_are_stable_words_and_no_two_alike() -> None:
+    codes = {type(error): error.code for error in EVERY}
+    assert len(set(codes.values())) == len(codes)
+    assert all(code == code.lower() and " " not in code and code != "error" for code in codes.values())
+
+
+@pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)
+def test_error_says_what_is_wrong_and_what_to_do(error: FlowledgerError) -> None:
+    assert error.title
+    assert not error.title.endswith(".")
+    assert error.title in str(error)
+    assert error.hint or isinstance(error, SAID_ALONE)
+    assert type(error).__doc__
+
+
+@pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)
+def test_error_crosses_a_pipe_whole(error: FlowledgerError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (vars(again), str(again)) == (vars(error), str(error))
+
+
+@pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)
+def test_error_leaves_with_its_exit_code_in_words_and_in_json(
+    error: FlowledgerError, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {
+        errors.InvalidInput: Exit.USAGE,
+        errors.FlowNotFound: Exit.NOT_FOUND,
+        errors.ExecutionNotFound: Exit.NOT_FOUND,
+        errors.AmbiguousReference: Exit.NOT_FOUND,
+        errors.ProjectNotFound: Exit.NOT_FOUND,
+        errors.PermissionRefused: Exit.NOT_PERMITTED,
+    }.get(type(error), Exit.ERROR)
+    monkeypatch.setattr(sys, "argv", ["flowledger", "run"])
+    assert report(error) == expected
+    words = capsys.readouterr()
+    assert words.out == ""
+    assert error.title.splitlines()[0] in words.err
+    monkeypatch.setattr(sys, "argv", ["flowledger", "run", "--json"])
+    assert report(error) == expected
+    told = json.loads(capsys.readouterr().err)["error"]
+    assert told == {"code": error.code, "message": error.title, "hint": error.hint}
+
+
+def test_fault_of_our_own_is_owned_up_to(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["flowledger"])
+    monkeypatch.delenv("FLOWLEDGER_DEBUG", raising=False)
+    assert report(RuntimeError("oh")) == Exit.ERROR
+    said = capsys.readouterr().err
+    assert "RuntimeError: oh" in said
+    assert "fault of flowledger's" in said
+    assert "Traceback" not in said
