@@ -1,0 +1,1 @@
+"""What flowledger promises in figures, measured: `python -m benchmarks` prints one table."""

@@ -1,0 +1,63 @@
+"""Flows that measure themselves. The monotonic clock is one for the whole machine, in every PID namespace."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from crewai import LLM
+from crewai.flow import Flow, listen, start
+
+
+def _now() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
+class FirstLine(Flow):
+    """Notes when its first step's first line ran."""
+
+    @start()
+    def begin(self) -> int:
+        now = _now()
+        self.state["first_line_ns"] = now
+        return now
+
+
+class ThreeSteps(Flow):
+    """Three steps that do nothing; the result is how long kickoff() took, in nanoseconds."""
+
+    @start()
+    def first(self) -> None:
+        self.state["first_line_ns"] = _now()
+
+    @listen(first)
+    def second(self) -> None:
+        pass
+
+    @listen(second)
+    def third(self) -> None:
+        pass
+
+    def kickoff(self, *arguments: Any, **options: Any) -> Any:
+        begun = _now()
+        super().kickoff(*arguments, **options)
+        return _now() - begun
+
+
+class Holding(Flow):
+    """Calls an LLM over HTTP, then stays so that its memory can be weighed."""
+
+    @start()
+    def ask(self) -> str:
+        return str(LLM(model="gpt-4o-mini").call("What is a ledger?"))
+
+    @listen(ask)
+    def stay(self) -> str:
+        self.state["first_line_ns"] = _now()
+        print("holding", flush=True)
+        time.sleep(float(self.state.get("seconds", 4)))
+        return "held"
+
+
+def kickoff() -> None:
+    FirstLine().kickoff()
