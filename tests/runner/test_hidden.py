@@ -31,7 +31,7 @@ async def test_a_flow_finds_a_hidden_directory_empty(storage: Path, passwords: P
     finally:
         await template.close()
     assert outcome.output_state["result"] == []
-    assert [file.name for file in passwords.iterdir()] == ["worker"]
+    assert (passwords / "worker").read_text() == "a password"
 
 
 async def test_a_directory_that_is_not_hidden_is_seen(flow: Runner, passwords: Path):

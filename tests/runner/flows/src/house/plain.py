@@ -1,4 +1,4 @@
-# ruff: noqa: T201, PTH - flows print, and look at the system as users do
+# ruff: noqa: T201, PTH, PTH208 - flows print, and look at the system as users do
 """Flows that behave."""
 
 import time
