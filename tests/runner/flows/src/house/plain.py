@@ -1,4 +1,4 @@
-# ruff: noqa: T201, PTH, PTH208 - flows print, and look at the system as users do
+# ruff: noqa: T201, PTH - flows print, and look at the system as users do
 """Flows that behave."""
 
 import time
@@ -72,6 +72,6 @@ class Looks(Flow):
 
     @start()
     def look(self):
-        import os
+        from pathlib import Path
 
-        return sorted(os.listdir(self.state["directory"]))
+        return sorted(entry.name for entry in Path(self.state["directory"]).iterdir())
