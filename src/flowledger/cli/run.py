@@ -41,6 +41,7 @@ from flowledger.ledger import executions, flows, workers
 from flowledger.ledger.flows import KnownFlow
 from flowledger.settings import Settings
 from flowledger.telemetry import configure_logs
+from flowledger.worker.ending import ended
 from flowledger.worker.worker import Worker
 
 app = typer.Typer()
@@ -188,9 +189,10 @@ async def _own_worker(open_ledger: Ledger, chosen: Settings) -> AsyncIterator[Wo
             yield worker
         finally:
             worker.drain()
-            if not worker.ready.is_set():
-                working.cancel()
-            await asyncio.wait((working,))
+            if worker.ready.is_set():
+                await asyncio.wait((working,))
+            else:
+                await ended((working,))
 
 
 async def _ready_or_failed(worker: Worker, working: asyncio.Task[None]) -> None:

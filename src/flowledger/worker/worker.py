@@ -23,6 +23,7 @@ from flowledger.ledger.flows import Remembered
 from flowledger.runner import process
 from flowledger.runner.limits import ErrorType, Limits
 from flowledger.settings import Settings
+from flowledger.worker.ending import ended
 from flowledger.worker.leases import LeaseKeeper, boottime
 from flowledger.worker.reaper import keep_reaping
 from flowledger.worker.records import Records
@@ -98,7 +99,7 @@ class Worker:
                     ("listen", listen(self._database.conninfo, [QUEUE_CHANNEL, WISHES_CHANNEL], self._woken)),
                 )
             ]
-            leaving.push_async_callback(_cancel, background)
+            leaving.push_async_callback(ended, background)
             claiming = asyncio.create_task(self._claim_until_stopped(), name="claim")
             self.ready.set()
             _log.info("worker_ready", worker=str(self.id), flows=[known.flow.key for known in serving.flows.values()])
@@ -309,9 +310,3 @@ async def _first_of(*tasks: asyncio.Task[None]) -> None:
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
