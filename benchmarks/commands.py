@@ -15,22 +15,19 @@ from benchmarks.stage import Stage
 _ROUNDS = 12
 _MOST_MS = 300
 _COMMAND = Path(sys.executable).parent / "flowledger"
-_COMPLETION = {
-    "_FLOWLEDGER_COMPLETE": "complete_bash",
-    "COMP_WORDS": "flowledger ex",
-    "COMP_CWORD": "1",
-}
+_COMPLETED = ("flowledger ex", "flowledger executions l", "flowledger run --", "flowledger executions list --status ")
 
 
 def answers(_stage: Stage) -> list[Figure]:
-    """`--help`, completion of a command's name, and of an option's."""
+    """`--help`, and completion of each kind: command, subcommand, option, value."""
     asked: dict[str, tuple[list[str], Mapping[str, str]]] = {
         "flowledger --help": (["--help"], {}),
-        "completion of `flowledger ex`": ([], _COMPLETION),
-        "completion of `flowledger run --`": (
-            [],
-            {**_COMPLETION, "COMP_WORDS": "flowledger run --", "COMP_CWORD": "2"},
-        ),
+        "flowledger run --help": (["run", "--help"], {}),
+        **{
+            f"completion of `{line}`, {shell}": ([], _completing(line, shell))
+            for line in _COMPLETED
+            for shell in ("bash", "zsh")
+        },
     }
     times: dict[str, list[float]] = {name: [] for name in asked}
     empty: list[float] = []
@@ -41,6 +38,16 @@ def answers(_stage: Stage) -> list[Figure]:
                 times[name].append(took)
         empty.append(_took([sys.executable, "-c", ""], {}))
     return [_figure(name, times[name], empty, imports_crewai=_imports_crewai(*asked[name])) for name in asked]
+
+
+def _completing(line: str, shell: str) -> Mapping[str, str]:
+    """What the script sets that `flowledger --install-completion` gives to the shell."""
+    return {
+        "_FLOWLEDGER_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
+        "_TYPER_COMPLETE_ARGS": line,
+    }
 
 
 def _figure(name: str, times: list[float], empty: list[float], *, imports_crewai: bool) -> Figure:

@@ -12,8 +12,9 @@ import pytest
 
 from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.database.session import UNREADABLE, Claims, Database
-from flowledger.domain.execution import Claim, Execution, Finish, Mode, NewExecution, Outcome
+from flowledger.domain.execution import Claim, Execution, Finish, NewExecution, Outcome
 from flowledger.domain.flow import Flow
+from flowledger.domain.mode import Mode
 from flowledger.domain.status import Status
 from flowledger.errors import (
     ExecutionNotFound,

@@ -11,7 +11,8 @@ import pytest
 
 from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.domain.duration import format_duration, parse_duration
-from flowledger.domain.execution import EXECUTION_KEY_LENGTH, Mode, NewExecution, execution_key
+from flowledger.domain.execution import EXECUTION_KEY_LENGTH, NewExecution, execution_key
+from flowledger.domain.mode import Mode
 from flowledger.domain.status import TRANSITIONS, Status
 from flowledger.domain.usage import Usage
 from flowledger.errors import InvalidInput

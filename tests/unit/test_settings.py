@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowledger.cli.options import moment, seconds, settings
+from flowledger.cli.flags import moment, seconds, settings
 from flowledger.errors import InvalidInput
 from flowledger.settings import Settings
 

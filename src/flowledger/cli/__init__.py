@@ -1,4 +1,11 @@
-"""The `flowledger` command. Each command is loaded when it is used, so that help and completion answer at once."""
+"""The `flowledger` command, in three steps, so that help and completion answer at once.
+
+1. This file knows the names of the commands and their one-line helps.
+2. `cli/<command>.py` declares what may be typed, with its help. It is loaded when its command is typed, completed or
+   asked for help, and imports Typer, `cli/options` and the enums of `domain/`; a test holds it to that.
+3. `cli/actions/<command>.py` does it: a function for each subcommand. The declaration imports it inside its own body,
+   when it is called; drivers, settings, tables and the worker are met from there on.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +38,11 @@ class _Commands(TyperGroup):
         name = _ALIASES.get(cmd_name, cmd_name)
         return _Lazy(name) if name in COMMANDS else None
 
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        if extra.get("resilient_parsing"):
+            _complete_without_rich()
+        return super().make_context(info_name, args, parent, **extra)
+
 
 class _Lazy(TyperCommand):
     """Stands for a command of `cli/<name>.py` and becomes it when it is called."""
@@ -39,9 +51,16 @@ class _Lazy(TyperCommand):
         super().__init__(name, help=COMMANDS[name])
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        module = importlib.import_module(f"flowledger.cli.{self.name}")
-        command = typer.main.get_command(module.app)
-        return command.make_context(info_name, args, parent, **extra)
+        return self.loaded().make_context(info_name, args, parent, **extra)
+
+    def loaded(self) -> Any:
+        """The command itself, with all that it declares."""
+        return typer.main.get_command(importlib.import_module(f"flowledger.cli.{self.name}").app)
+
+
+def _complete_without_rich() -> None:
+    """Typer loads Rich, which takes longer than all the rest, to take markup out of helps. Ours have none."""
+    sys.modules["rich"] = None  # type: ignore[assignment]
 
 
 app = typer.Typer(

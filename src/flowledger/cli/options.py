@@ -1,17 +1,12 @@
-"""Options that several commands share, and how they become settings."""
+"""Options that several commands share. They are only declared here; `flags` makes settings of them."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
-
-from flowledger.domain.duration import parse_duration
-from flowledger.errors import InvalidInput
-from flowledger.settings import Settings
 
 ProjectOption = Annotated[
     str | None,
@@ -36,38 +31,12 @@ SlotsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
-def settings(**flags: Any) -> Settings:
-    """Settings with these flags before everything else; a flag that is None does not count. Raises InvalidInput."""
-    try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as invalid:
-        first = invalid.errors()[0]
-        raise InvalidInput(
-            f"setting {'.'.join(str(part) for part in first['loc'])}",
-            first["msg"],
-            "docs/reference/settings.md lists every setting.",
-        ) from invalid
+def offering(*words: str, listed: bool = False) -> Callable[[str], list[str]]:
+    """What the shell is offered for a value. `listed`: the value is a comma-separated list, of which the last grows."""
 
+    def offered(incomplete: str) -> list[str]:
+        before, comma, growing = incomplete.rpartition(",") if listed else ("", "", incomplete)
+        taken = before.split(",")
+        return [f"{before}{comma}{word}" for word in words if word.startswith(growing) and word not in taken]
 
-def moment(text: str | None, field: str) -> datetime | None:
-    """A point in time: ISO 8601 (local if no zone), or how long ago (`90m`, `24h`, `7d`). Raises InvalidInput."""
-    if text is None:
-        return None
-    try:
-        return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text).astimezone()
-    except ValueError as wrong:
-        raise InvalidInput(field, f"{text!r} is no time", "Give a date like 2026-11-26 or a span like 24h.") from wrong
-
-
-def seconds(text: str | None, field: str) -> float | None:
-    """A span of time in seconds: `90`, `90s`, `5m`, `1h30m`. Raises InvalidInput."""
-    if text is None:
-        return None
-    try:
-        return parse_duration(text)
-    except ValueError as wrong:
-        raise InvalidInput(field, f"{text!r} is no span of time", "Give one like 90s, 5m or 1h30m.") from wrong
+    return offered

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-
 import typer
 
-from flowledger import registry
-from flowledger.cli.opening import Addresses, addresses, require_current, surroundings
-from flowledger.cli.options import (
-    DatabaseOption,
-    DataOption,
-    ProjectOption,
-    PythonOption,
-    SlotsOption,
-    settings,
-)
-from flowledger.database.session import Database
-from flowledger.domain.project import Project
-from flowledger.settings import Settings
-from flowledger.telemetry import configure_logs
-from flowledger.worker.worker import Worker
+from flowledger.cli.options import DatabaseOption, DataOption, ProjectOption, PythonOption, SlotsOption
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -35,23 +18,6 @@ def worker(
     data: DataOption = None,
 ) -> None:
     """Claim and run executions until stopped. SIGTERM or Ctrl-C drains; a second one stops now."""
-    chosen = settings(slots=slots, project=project, python=python, database_url=database_url, data_dir=data)
-    configure_logs(chosen.log_format)
-    found = registry.locate(chosen.project, chosen.python)
-    with addresses(chosen) as where:
-        require_current(where)
-        asyncio.run(work(chosen, where, found))
+    from flowledger.cli.actions import worker
 
-
-async def work(chosen: Settings, where: Addresses, found: Project) -> None:
-    """Runs a worker until it is told to stop by a signal."""
-    async with Database(where.worker, most_connections=chosen.slots + 4) as database:
-        working = Worker(chosen, database, found, surroundings(chosen, where))
-        loop = asyncio.get_running_loop()
-
-        def stop() -> None:
-            (working.stop_now if working.draining else working.drain)()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
-        await working.run()
+    worker.worker(slots=slots, project=project, python=python, database_url=database_url, data_dir=data)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from flowledger.domain.mode import Mode
 from flowledger.domain.status import Status
 from flowledger.errors import InvalidInput
 
@@ -21,14 +22,6 @@ EXECUTION_KEY_LENGTH = 100
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LONGEST_PLAIN_FLOW_KEY = 63
-
-
-class Mode(StrEnum):
-    """How an execution came to be: by hand, by the clock, by an event."""
-
-    MANUAL = "manual"
-    SCHEDULED = "scheduled"
-    TRIGGERED = "triggered"
 
 
 def execution_key(flow_key: str, at: datetime) -> str:

@@ -13,7 +13,8 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from flowledger.database.session import Claims, Connection
-from flowledger.domain.execution import Claim, Execution, Finish, Mode, NewExecution, Outcome
+from flowledger.domain.execution import Claim, Execution, Finish, NewExecution, Outcome
+from flowledger.domain.mode import Mode
 from flowledger.domain.status import Status
 from flowledger.errors import AmbiguousReference, ExecutionNotFound, FlowNotFound, InvalidInput
 from flowledger.sql import query

@@ -1,0 +1,1 @@
+"""What each command does. A command imports its module from here when it is called, never before."""

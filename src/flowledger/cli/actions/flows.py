@@ -1,0 +1,113 @@
+"""Shows what the project holds, seen fresh at each call, without the database."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich.json import JSON
+from rich.text import Text
+from rich.tree import Tree
+
+from flowledger import registry
+from flowledger.cli.exits import Exit
+from flowledger.cli.flags import settings
+from flowledger.cli.opening import storage
+from flowledger.cli.output import err, first_line, out, write_json, write_table
+from flowledger.domain.flow import Discovery, Flow
+
+
+def list_(*, as_json: bool, **flags: Any) -> None:
+    found = _discover(**flags)
+    if as_json:
+        write_json(found)
+    else:
+        write_table(
+            ("FLOW", "CLASS", "INPUTS", "DESCRIPTION"),
+            [(flow.key, flow.entry_point, _inputs(flow), first_line(flow.description)) for flow in found.flows],
+        )
+        for broken in found.broken:
+            err.print(
+                Text.assemble(("✗ ", "red"), broken.module, (f"  {broken.error_type}: {broken.error_message}", "red"))
+            )
+        for warning in found.warnings:
+            err.print(Text.assemble(("! ", "yellow"), warning))
+    if found.broken:
+        raise typer.Exit(Exit.ERROR)
+
+
+def show(*, name: str, as_json: bool, **flags: Any) -> None:
+    flow = registry.find(_discover(**flags), name)
+    if as_json:
+        write_json(flow)
+        return
+    out.print(Text.assemble((flow.key, "bold"), f"  {flow.entry_point}  ", (flow.fingerprint[:12], "dim")))
+    if flow.description:
+        out.print(flow.description)
+    out.print(_tree(flow))
+    if flow.input_schema is not None:
+        out.print(JSON(json.dumps(flow.input_schema)))
+
+
+def graph(*, name: str, format_: str, as_json: bool, **flags: Any) -> None:
+    flow = registry.find(_discover(**flags), name)
+    if as_json:
+        write_json(flow.graph)
+    elif format_ == "mermaid":
+        out.print(_mermaid(flow), markup=False)
+    else:
+        out.print(_tree(flow))
+
+
+def schema(*, name: str, **flags: Any) -> None:
+    write_json(registry.find(_discover(**flags), name).input_schema or {})
+
+
+def _discover(**flags: Any) -> Discovery:
+    chosen = settings(**flags)
+    found = registry.locate(chosen.project, chosen.python)
+    with err.status(f"Looking at {found.root.name} …"):
+        return registry.discover(found, seconds=chosen.import_seconds, secrets=(), storage=storage(chosen))
+
+
+def _inputs(flow: Flow) -> str:
+    if flow.input_schema is None:
+        return "any"
+    required = set(flow.input_schema.get("required", ()))
+    return ", ".join(f"{name}{'*' if name in required else ''}" for name in flow.input_schema.get("properties", {}))
+
+
+def _tree(flow: Flow) -> Tree:
+    tree = Tree(Text(flow.key, "bold"), guide_style="dim")
+    seen: set[str] = set()
+
+    def grow(branch: Tree, method: str, label: str) -> None:
+        node = flow.graph["nodes"].get(method, {})
+        text = Text.assemble((f"{label} → " if label else "", "yellow"), method)
+        if node.get("is_router"):
+            text.append("  router", "dim")
+        if str(node.get("condition_type") or "").upper() == "AND":
+            text.append(f"  waits for {', '.join(node.get('trigger_methods', []))}", "dim")
+        if method in seen:
+            branch.add(text.append("  ↑", "dim"))
+            return
+        seen.add(method)
+        below = branch.add(text)
+        for edge in flow.graph["edges"]:
+            if edge["source"] == method:
+                grow(below, edge["target"], str(edge.get("router_event") or ""))
+
+    for start in flow.graph["start_methods"]:
+        grow(tree, start, "")
+    return tree
+
+
+def _mermaid(flow: Flow) -> str:
+    lines = ["flowchart TD"]
+    for name, node in flow.graph["nodes"].items():
+        lines.append(f"  {name}{{{{{name}}}}}" if node.get("is_router") else f"  {name}[{name}]")
+    for edge in flow.graph["edges"]:
+        label = f"|{edge['router_event']}|" if edge.get("router_event") else ""
+        lines.append(f"  {edge['source']} -->{label} {edge['target']}")
+    return "\n".join(lines)
