@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(
         5, ge=0.05, le=300, description="Seconds between looks at the queue when no notification arrives."
     )
-    import_seconds: float = Field(60, gt=0, description="Seconds that loading the project's modules may take.")
+    import_seconds: float = Field(120, gt=0, description="Seconds that loading the project's modules may take.")
     max_output_bytes: int = Field(
         1_048_576, ge=1024, description="Size of an output that is stored whole; of a larger one a preview is kept."
     )

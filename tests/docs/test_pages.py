@@ -13,6 +13,7 @@ import pytest
 from tests.docs.pages import (
     DOCS,
     FORBIDDEN,
+    REGISTRIES,
     ROOT,
     blocks,
     blocks_of,
@@ -136,7 +137,7 @@ class TestTheCheckersFindWhatTheyShould:
         assert broken_links(ROOT / "README.md", text) == []
 
     @pytest.mark.parametrize(
-        "text", ["see files.pythonhosted.org", "in /home/ada/flows", "index https://pypi.org/simple"]
+        "text", ["in /home/ada/flows", *(f"index https://{registry}example/simple" for registry in REGISTRIES)]
     )
     def test_a_forbidden_word(self, text):
         assert FORBIDDEN.search(text)
