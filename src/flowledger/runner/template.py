@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flowledger.runner import child, namespace, supervisor, wire
+from flowledger.runner.bounds import Bounds
 
 _REAP_EVERY_MILLISECONDS = 5000
 
@@ -277,6 +278,7 @@ class _Template:
             socket.socket(fileno=descriptors[0]),
             self._isolation,
             request["lease_seconds"],
+            Bounds(**request["bounds"]),
             lambda: child.main(channels),
         )
 

@@ -78,11 +78,11 @@ class LeaseKeeper:
         asked_at = boottime()
         asked = {execution: holding.fence for execution, holding in self._held.items()}
         try:
-            async with asyncio.timeout(self._patience), self._database.service() as connection:
+            async with self._database.service(self._patience) as connection:
                 answered = await executions.renew(connection, self._worker, asked, self._lease)
-        except (FlowledgerError, TimeoutError) as trouble:
+        except FlowledgerError as trouble:
             if asked:
-                _log.warning("leases_not_renewed", executions=len(asked), reason=str(trouble) or "no answer in time")
+                _log.warning("leases_not_renewed", executions=len(asked), reason=str(trouble))
             return False
         for held in answered:
             self._renewed(held, asked_at)
