@@ -78,12 +78,20 @@ class Stage:
         """`flowledger worker` for the benchmarks' project, warm."""
         return self.worker_for(self.served)
 
-    def worker_for(self, postgres: EmbeddedPostgres, slots: int = SIDE_BY_SIDE) -> subprocess.Popen[bytes]:
-        log = postgres.data_dir / "worker.log"
+    def worker_for(
+        self, postgres: EmbeddedPostgres, slots: int = SIDE_BY_SIDE, **settings: float
+    ) -> subprocess.Popen[bytes]:
+        log = postgres.data_dir / f"worker-{uuid4()}.log"
+        given = {f"FLOWLEDGER_{name.upper()}": str(value) for name, value in settings.items()}
         process = subprocess.Popen(
             [sys.executable, "-m", "flowledger", "worker", "--slots", str(slots)],
             cwd=PROJECT,
-            env={**self.environment, "FLOWLEDGER_DATA_DIR": str(postgres.data_dir), "FLOWLEDGER_LOG_FORMAT": "json"},
+            env={
+                **self.environment,
+                "FLOWLEDGER_DATA_DIR": str(postgres.data_dir),
+                "FLOWLEDGER_LOG_FORMAT": "json",
+                **given,
+            },
             stdin=subprocess.DEVNULL,
             stdout=log.open("wb"),
             stderr=subprocess.STDOUT,

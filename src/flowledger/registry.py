@@ -233,7 +233,7 @@ def _is_src_of_project(folder: Path) -> bool:
     return folder.name == "src" and _is_flow_project(folder.parent)
 
 
-# -- What it says about its flows ---------------------------------------------------------------------------------------
+# -- What it says about its flows --------------------------------------------------------------------------------------
 
 
 def controls(project: Project) -> dict[str, FlowControls]:

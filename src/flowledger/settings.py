@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     )
     listen_url: SecretStr | None = Field(
         None,
-        description="A direct URL for notifications, where database_url is a pooler in transaction mode. None: the same.",
+        description="A direct URL for notifications if database_url is a pooler in transaction mode. None: the same.",
     )
     data_dir: Path = Field(Path(".flowledger"), description="Where the embedded Postgres and local identity live.")
     project: str | None = Field(

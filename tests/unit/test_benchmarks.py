@@ -21,6 +21,8 @@ PROMISED = {
     "embedded",
     "cancel",
     "idle",
+    "lost-worker",
+    "deaf-worker",
 }
 
 

@@ -1,12 +1,12 @@
-"""`flowledger executions`: list, show, watch, logs, cancel."""
+"""`flowledger executions`: list, show, watch, logs, cancel, rerun, prune."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
@@ -17,21 +17,31 @@ from rich.table import Table
 from rich.text import Text
 
 from flowledger.cli.exits import OUTCOMES, Exit
-from flowledger.cli.opening import Ledger, ledger
-from flowledger.cli.options import DatabaseOption, DataOption, JsonOption, moment, seconds, settings
+from flowledger.cli.opening import Ledger
+from flowledger.cli.options import (
+    DatabaseOption,
+    DataOption,
+    JsonOption,
+    PairsOption,
+    ProjectOption,
+    PythonOption,
+    moment,
+    seconds,
+    settings,
+)
 from flowledger.cli.output import err, local_time, money, out, plain, status_text, tokens, write_executions, write_json
 from flowledger.cli.progress import follow, summary
+from flowledger.cli.reading import find, statuses, with_ledger
 from flowledger.domain.duration import format_duration
 from flowledger.domain.execution import Execution, Mode
 from flowledger.domain.status import Status
-from flowledger.errors import ExecutionNotFound, InvalidInput
+from flowledger.errors import InvalidInput
 from flowledger.ledger import executions, timeline
-from flowledger.ledger.executions import Filters, Place, Transition
-from flowledger.settings import Settings
+from flowledger.ledger.executions import Filters, Place, Rerun, Transition
 
-app = typer.Typer(no_args_is_help=True, help="List, show, watch and cancel executions, and read their logs.")
-
-T = TypeVar("T")
+app = typer.Typer(
+    no_args_is_help=True, help="List, show, watch, cancel, repeat and prune executions, and read their logs."
+)
 
 _SHOWN_CHARACTERS = 2000
 
@@ -62,7 +72,7 @@ def list_(
 
     async def page(open_ledger: Ledger) -> list[Execution]:
         filters = Filters(
-            statuses=_statuses(status),
+            statuses=statuses(status),
             flow_key=flow,
             mode=mode,
             since=moment(since, "--since"),
@@ -73,7 +83,7 @@ def list_(
         async with open_ledger.database.session(open_ledger.operator) as session:
             return await executions.list_(session, open_ledger.operator, filters, limit=limit, after=place)
 
-    found = _with_ledger(chosen, page)
+    found = with_ledger(chosen, page)
     following = _place_after(found, limit)
     if as_json:
         write_json({"executions": found, "next": following and str(following)})
@@ -96,16 +106,27 @@ def show(
     """One execution."""
     chosen = settings(database_url=database_url, data_dir=data)
 
-    async def read(open_ledger: Ledger) -> tuple[Execution, list[Transition]]:
-        execution = await _find(open_ledger, reference)
+    async def read(open_ledger: Ledger) -> tuple[Execution, list[Transition], list[Rerun]]:
+        execution = await find(open_ledger, reference)
         async with open_ledger.database.session(open_ledger.operator) as session:
-            return execution, await executions.transitions(session, execution.id)
+            return (
+                execution,
+                await executions.transitions(session, execution.id),
+                await executions.reruns(session, execution.id),
+            )
 
-    execution, steps = _with_ledger(chosen, read)
+    execution, steps, links = with_ledger(chosen, read)
     if as_json:
-        write_json({**plain(execution), **({"transitions": plain(steps)} if transitions else {})})
+        write_json(
+            {
+                **plain(execution),
+                "repeats": plain(next((link for link in links if link.execution_id == execution.id), None)),
+                "repeated_by": plain([link for link in links if link.of_execution == execution.id]),
+                **({"transitions": plain(steps)} if transitions else {}),
+            }
+        )
         return
-    out.print(_page(execution, steps if transitions else [], whole_state=state, whole_error=error))
+    out.print(_page(execution, steps if transitions else [], links, whole_state=state, whole_error=error))
 
 
 @app.command()
@@ -121,9 +142,9 @@ def watch(
     patience = seconds(timeout, "--timeout")
 
     async def watch_it(open_ledger: Ledger) -> Execution:
-        return await follow(open_ledger, await _find(open_ledger, reference), quiet=as_json, until=patience)
+        return await follow(open_ledger, await find(open_ledger, reference), quiet=as_json, until=patience)
 
-    ended = _with_ledger(chosen, watch_it)
+    ended = with_ledger(chosen, watch_it)
     if as_json:
         write_json(ended)
     else:
@@ -143,7 +164,7 @@ def logs(
     chosen = settings(database_url=database_url, data_dir=data)
 
     async def read(open_ledger: Ledger) -> None:
-        execution, last = await _find(open_ledger, reference), 0
+        execution, last = await find(open_ledger, reference), 0
         while True:
             async with open_ledger.database.session(open_ledger.operator) as session:
                 ended = (await executions.find(session, open_ledger.operator, str(execution.id))).status.is_terminal
@@ -155,7 +176,57 @@ def logs(
                 return
             await asyncio.sleep(0.2)
 
-    _with_ledger(chosen, read)
+    with_ledger(chosen, read)
+
+
+@app.command()
+def rerun(
+    reference: Reference,
+    pairs: PairsOption = None,
+    edit: Annotated[bool, typer.Option("--edit", help="Change the inputs in $EDITOR first.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Record the execution and leave it to a worker.")] = False,
+    as_json: JsonOption = False,
+    project: ProjectOption = None,
+    python: PythonOption = None,
+    database_url: DatabaseOption = None,
+    data: DataOption = None,
+) -> None:
+    """Start a new execution with the inputs of an earlier one, changed or not; followed like `run`, same exit codes."""
+    # Brings a worker along if none is at work; the other commands of this group need none of that.
+    from flowledger.cli.rerun import repeat
+
+    chosen = settings(project=project, python=python, database_url=database_url, data_dir=data, slots=1)
+    repeat(chosen, reference, pairs or [], edit=edit, detach=detach, as_json=as_json)
+
+
+@app.command()
+def prune(
+    older_than: Annotated[str, typer.Option("--older-than", help="A span like 90d, or a date.", show_default=False)],
+    status: Annotated[
+        str | None, typer.Option(help="One or more, comma-separated. Default: all ended ones.", show_default=False)
+    ] = None,
+    archive: Annotated[
+        Path | None, typer.Option(help="Directory to keep what is deleted in, as Parquet files.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be deleted; the default.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete.")] = False,
+    as_json: JsonOption = False,
+    database_url: DatabaseOption = None,
+    data: DataOption = None,
+) -> None:
+    """Delete what ended long ago, with its timeline and logs. Tells what it would do, unless given --yes."""
+    from flowledger.cli.prune import carry_out, tell
+
+    chosen = settings(database_url=database_url, data_dir=data)
+    before = moment(older_than, "--older-than")
+    assert before is not None
+    wanted = statuses(status) or tuple(one for one in Status if one.is_terminal)
+    tell(
+        with_ledger(
+            chosen, lambda open_ledger: carry_out(open_ledger, wanted, before, archive, delete=yes and not dry_run)
+        ),
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -172,12 +243,12 @@ def cancel(
     async def cancel_all(open_ledger: Ledger) -> dict[str, str]:
         answers = {}
         for reference in references:
-            execution = await _find(open_ledger, reference)
+            execution = await find(open_ledger, reference)
             async with open_ledger.database.session(open_ledger.operator) as session:
                 answers[str(execution.id)] = await executions.cancel(session, execution.id, reason)
         return answers
 
-    answers = _with_ledger(chosen, cancel_all)
+    answers = with_ledger(chosen, cancel_all)
     if as_json:
         write_json(answers)
         return
@@ -187,39 +258,6 @@ def cancel(
 
 
 # -- Reading ----------------------------------------------------------------------------------------------------------
-
-
-def _with_ledger(chosen: Settings, ask: Callable[[Ledger], Awaitable[T]]) -> T:
-    async def asked() -> T:
-        async with ledger(chosen) as open_ledger:
-            return await ask(open_ledger)
-
-    try:
-        return asyncio.run(asked())
-    except KeyboardInterrupt:
-        raise typer.Exit(Exit.INTERRUPTED) from None
-
-
-async def _find(open_ledger: Ledger, reference: str) -> Execution:
-    async with open_ledger.database.session(open_ledger.operator) as session:
-        if not reference.startswith("@"):
-            return await executions.find(session, open_ledger.operator, reference)
-        if reference not in ("@last", "@failed"):
-            raise InvalidInput("EXECUTION", f"{reference} is not known", "Use @last or @failed.")
-        filters = Filters(statuses=(Status.FAILED,) if reference == "@failed" else None)
-        newest = await executions.list_(session, open_ledger.operator, filters, limit=1)
-    if not newest:
-        raise ExecutionNotFound(reference)
-    return newest[0]
-
-
-def _statuses(text: str | None) -> tuple[Status, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(Status(word.strip()) for word in text.split(","))
-    except ValueError as wrong:
-        raise InvalidInput("--status", str(wrong), f"Use {', '.join(Status)}.") from wrong
 
 
 def _user(text: str | None, open_ledger: Ledger) -> UUID | None:
@@ -240,8 +278,10 @@ def _place_after(found: list[Execution], limit: int) -> Place | None:
 # -- Showing ----------------------------------------------------------------------------------------------------------
 
 
-def _page(execution: Execution, steps: list[Transition], *, whole_state: bool, whole_error: bool) -> RenderableType:
-    parts: list[RenderableType] = [_facts(execution)]
+def _page(
+    execution: Execution, steps: list[Transition], links: list[Rerun], *, whole_state: bool, whole_error: bool
+) -> RenderableType:
+    parts: list[RenderableType] = [_facts(execution, links)]
     if execution.error_type:
         parts.append(_error(execution, whole=whole_error))
     parts += [
@@ -254,8 +294,10 @@ def _page(execution: Execution, steps: list[Transition], *, whole_state: bool, w
     return Group(*parts)
 
 
-def _facts(execution: Execution) -> Table:
+def _facts(execution: Execution, links: list[Rerun]) -> Table:
     metadata = execution.metadata or {}
+    repeated_by = [link for link in links if link.of_execution == execution.id]
+    repeats = next((link for link in links if link.execution_id == execution.id), None)
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     for name, value in (
@@ -271,6 +313,8 @@ def _facts(execution: Execution) -> Table:
         ("mode", str(execution.execution_mode)),
         ("by", str(execution.executed_by or "")),
         ("meeting", str(execution.board_meeting_id or "")),
+        ("rerun of", f"{repeats.of_execution}  {repeats.kind}, attempt {repeats.attempt}" if repeats else ""),
+        ("repeated by", "\n".join(f"{link.execution_id}  {link.kind}" for link in repeated_by)),
         ("started", local_time(execution.started_at)),
         ("time", format_duration(execution.duration_ms)),
         ("tokens", tokens(execution.token_count)),

@@ -1,4 +1,6 @@
-"""`flowledger flows`: what the project holds, seen fresh at each call, without the database."""
+"""`flowledger flows`: what the project holds, seen fresh at each call, without the database; and what the ledger says
+of it: what waits, runs and is paused.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,17 @@ from rich.tree import Tree
 
 from flowledger import registry
 from flowledger.cli.exits import Exit
-from flowledger.cli.opening import storage
-from flowledger.cli.options import JsonOption, ProjectOption, PythonOption, settings
-from flowledger.cli.output import err, first_line, out, write_json, write_table
+from flowledger.cli.opening import Ledger, storage
+from flowledger.cli.options import DatabaseOption, DataOption, JsonOption, ProjectOption, PythonOption, settings
+from flowledger.cli.output import err, first_line, local_time, out, write_json, write_table
+from flowledger.cli.reading import with_ledger
 from flowledger.domain.flow import Discovery, Flow
+from flowledger.ledger import flows
+from flowledger.ledger.flows import FlowStatus
 
-app = typer.Typer(no_args_is_help=True, help="List the project's flows; show their graph and input schema.")
+app = typer.Typer(
+    no_args_is_help=True, help="List the project's flows, show their graph and input schema; pause and resume them."
+)
 
 Name = Annotated[str, typer.Argument(metavar="FLOW", help="Key, class name or entry point.", show_default=False)]
 
@@ -81,6 +88,80 @@ def graph(
 def schema(name: Name, project: ProjectOption = None, python: PythonOption = None) -> None:
     """The JSON Schema of the flow's inputs; `{}` when it takes anything."""
     write_json(registry.find(_discover(project, python), name).input_schema or {})
+
+
+@app.command()
+def status(as_json: JsonOption = False, database_url: DatabaseOption = None, data: DataOption = None) -> None:
+    """What the ledger's flows do now: what waits, what runs, what is paused and why."""
+
+    async def read(open_ledger: Ledger) -> list[FlowStatus]:
+        async with open_ledger.database.session(open_ledger.operator) as session:
+            return await flows.statuses(session)
+
+    found = with_ledger(settings(database_url=database_url, data_dir=data), read)
+    if as_json:
+        write_json(found)
+        return
+    write_table(
+        ("FLOW", "VERSION", "WAITING", "RUNNING", "LIMIT", "PAUSED"),
+        [
+            (one.flow_key, str(one.version), str(one.waiting), str(one.running), _limit(one), _pause(one))
+            for one in found
+        ],
+        right=("VERSION", "WAITING", "RUNNING"),
+    )
+
+
+Key = Annotated[str, typer.Argument(metavar="FLOW", help="The flow's key.", show_default=False)]
+
+
+@app.command()
+def pause(
+    key: Key,
+    reason: Annotated[str | None, typer.Option(help="Kept with the flow and shown.", show_default=False)] = None,
+    as_json: JsonOption = False,
+    database_url: DatabaseOption = None,
+    data: DataOption = None,
+) -> None:
+    """Let nothing of a flow start. What runs goes on; what is asked for waits."""
+
+    async def change(open_ledger: Ledger) -> bool:
+        async with open_ledger.database.session(open_ledger.operator) as session:
+            return await flows.pause(session, key, reason)
+
+    changed = with_ledger(settings(database_url=database_url, data_dir=data), change)
+    _tell(key, "paused", "was paused already", changed=changed, as_json=as_json)
+
+
+@app.command()
+def resume(key: Key, as_json: JsonOption = False, database_url: DatabaseOption = None, data: DataOption = None) -> None:
+    """Let a paused flow start again, whoever paused it."""
+
+    async def change(open_ledger: Ledger) -> bool:
+        async with open_ledger.database.session(open_ledger.operator) as session:
+            return await flows.resume(session, key)
+
+    changed = with_ledger(settings(database_url=database_url, data_dir=data), change)
+    _tell(key, "resumed", "was not paused", changed=changed, as_json=as_json)
+
+
+def _tell(key: str, done: str, idle: str, *, changed: bool, as_json: bool) -> None:
+    if as_json:
+        write_json({"flow_key": key, "changed": changed})
+    else:
+        out.print(f"{key}  {done if changed else idle}")
+
+
+def _limit(one: FlowStatus) -> str:
+    parts = [str(one.concurrency) if one.concurrency else ""]
+    parts.append(f"{one.concurrency_per_user} a user" if one.concurrency_per_user else "")
+    return ", ".join(part for part in parts if part)
+
+
+def _pause(one: FlowStatus) -> str:
+    if one.paused_at is None:
+        return ""
+    return f"{local_time(one.paused_at)} by {one.paused_by}" + (f": {one.paused_reason}" if one.paused_reason else "")
 
 
 def _discover(project: str | None, python: object) -> Discovery:

@@ -53,9 +53,9 @@ def _shortened(flow_key: str) -> str:
 class NewExecution:
     """What a caller asks for. Everything else is decided by the ledger.
 
-    `timeout_seconds` None means the flow's own or the default timeout, `queue_seconds` None that it waits as long as its
-    flow may. Higher `priority` starts sooner; None is 0. `execution_key` None lets the database make one. `rerun_of` is
-    the execution that this one repeats.
+    `timeout_seconds` None means the flow's own or the default timeout, `queue_seconds` None that it waits as long as
+    its flow may. Higher `priority` starts sooner; None is 0. `execution_key` None lets the database make one.
+    `rerun_of` is the execution that this one repeats.
     """
 
     flow_key: str
@@ -78,7 +78,9 @@ class NewExecution:
         _require_span("timeout", self.timeout_seconds)
         _require_span("queue timeout", self.queue_seconds)
         if self.priority is not None and not -HIGHEST_PRIORITY <= self.priority <= HIGHEST_PRIORITY:
-            raise InvalidInput("priority", f"must be from -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}, not {self.priority}")
+            raise InvalidInput(
+                "priority", f"must be from -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}, not {self.priority}"
+            )
 
     @property
     def asked_for(self) -> JsonObject:

@@ -107,7 +107,7 @@ async def finish(connection: Connection, execution: UUID, fence: int, outcome: O
     for rung in (outcome, _not_storable(outcome), Outcome(Status.FAILED, error_type="OutputNotStorable")):
         try:
             return await _finish(connection, execution, fence, rung)
-        except (psycopg.Error, ValueError) as unfit:
+        except (psycopg.Error, ValueError, TypeError, RecursionError) as unfit:
             if _passes(unfit):
                 raise
             refusal = unfit
@@ -140,7 +140,7 @@ def _clamped(outcome: Outcome) -> Outcome:
 def _fit(value: Any, least: Any, most: Any) -> Any:
     """The nearest that the column holds; None for what is no number."""
     # Only NaN differs from itself.
-    if value is None or value != value:  # noqa: PLR0124
+    if value is None or value != value:
         return None
     return min(max(value, least), most)
 
@@ -174,13 +174,16 @@ async def _finish(connection: Connection, execution: UUID, fence: int, outcome: 
 
 
 def _not_storable(outcome: Outcome) -> Outcome:
-    size = len(json.dumps(outcome.output_state, default=repr))
+    try:
+        size = f"{len(json.dumps(outcome.output_state, default=repr)):,} bytes"
+    except (ValueError, TypeError, RecursionError):
+        size = "a size that cannot be told"
     return replace(
         outcome,
         status=Status.FAILED if outcome.status is Status.COMPLETED else outcome.status,
         output_state=None,
         error_type="OutputNotStorable",
-        error_message=f"Postgres cannot store this {outcome.status} outcome; its output has {size:,} bytes.",
+        error_message=f"Postgres cannot store this {outcome.status} outcome; its output has {size}.",
         error_stack=None,
         token_count=None,
         cost_usd=None,

@@ -83,7 +83,7 @@ async def remember(
 
 @dataclass(frozen=True)
 class FlowStatus:
-    """What a flow does now. `waiting` and `running` count executions; `paused_by` is `flowledger` after a crash loop."""
+    """What a flow does now. `waiting` and `running` count executions; `paused_by` a crash loop is `flowledger`."""
 
     id: UUID
     flow_key: str

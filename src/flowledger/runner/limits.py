@@ -71,6 +71,7 @@ class Limits:
         self.decision: Decision | None = None
         self._decided = asyncio.Event()
         self._on_tick: Callable[[], None] | None = None
+        self._is_held: Callable[[], bool] = lambda: True
 
     def cancel(self, reason: str | None) -> None:
         """The owner's wish: ask the flow to stop, then make it."""
@@ -93,6 +94,16 @@ class Limits:
         """A renewal succeeded: the run's own watchdog may rest for another lease."""
         if self._on_tick is not None:
             self._on_tick()
+
+    def held_while(self, is_held: Callable[[], bool]) -> None:
+        """`is_held` tells without asking anybody whether the lease is surely ours."""
+        self._is_held = is_held
+
+    def may_start(self) -> bool:
+        """Asked right before the flow gets its order. Whoever was halted since the last renewal must not start it."""
+        if not self._is_held():
+            self.lose()
+        return self.decision is None or self.decision.stop is not Stop.LOST
 
     async def decided(self) -> Decision:
         """Waits until there is a reason to stop."""

@@ -89,6 +89,8 @@ async def run(template: Template, order: Order, limits: Limits, recorder: Record
     process = _Process(order, evidence, recorder)
     try:
         await process.start(template)
+        if limits.may_start():
+            await process.send_order(template)
         limits.feed(process.tick)
         process.watch()
         decision = await _wait_for_end_or_decision(process, order, limits)
@@ -179,7 +181,6 @@ class _Process:
             control_end.close()
             for _, writing in pipes:
                 os.close(writing)
-        await self._send_order(template)
 
     def _open_sockets(self) -> tuple[socket.socket, socket.socket]:
         self._supervisor, supervisor_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -196,7 +197,7 @@ class _Process:
             fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         return reading, writing
 
-    async def _send_order(self, template: Template) -> None:
+    async def send_order(self, template: Template) -> None:
         order, project = self._order, template.project
         entry = order.entry_point
         message = {

@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -45,7 +46,6 @@ def supervise(
         if child == 0:
             _become_child(worker, signals, isolation, bounds)
             flow()
-        namespace.rename_process(namespace.SUPERVISOR_NAME)
         _close_all_but(worker.fileno(), signals)
         meter = Meter(bounds, lambda: processes_beside(os.getpid(), isolation))
         _Watch(worker, signals, child, lease_seconds, isolation, meter).until_ended()
@@ -74,6 +74,7 @@ def _become_child(worker: socket.socket, signals: int, isolation: str, bounds: B
     os.close(signals)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     os.setsid()
+    namespace.rename_process(os.path.basename(sys.executable))  # noqa: PTH119 - no other use of paths here
     namespace.offer_to_memory_killer()
     bounds.limit_files()
     if isolation == namespace.NAMESPACE:
@@ -182,19 +183,28 @@ def _now() -> float:
 def _sweep() -> None:
     """Without a PID namespace: kills every descendant, and those that they make meanwhile.
 
-    At once, as the end of a PID namespace does; who may stop in peace was sent SIGTERM by the worker before.
+    At once, as the end of a PID namespace does; who may stop in peace was sent SIGTERM by the worker before. A look at
+    /proc is no single moment and may miss one that is orphaned meanwhile; but to have no child is to have no
+    descendant, as orphans become ours.
     """
     begun = _now()
-    while _now() - begun < _SWEEP_SECONDS and _signal_all(signal.SIGKILL):
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+    while _now() - begun < _SWEEP_SECONDS:
+        _signal_all(signal.SIGKILL)
+        if not _has_children():
+            return
         time.sleep(0.01)
 
 
-def _signal_all(number: signal.Signals) -> int:
-    pids = namespace.descendants(os.getpid())
-    for pid in pids:
+def _has_children() -> bool:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _signal_all(number: signal.Signals) -> None:
+    for pid in namespace.descendants(os.getpid()):
         with contextlib.suppress(OSError):
             os.kill(pid, number)
-    return len(pids)

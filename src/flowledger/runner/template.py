@@ -271,6 +271,8 @@ class _Template:
 
     def _become_run(self, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         self._control.close()
+        # Before the mark: whoever sweeps up leftovers must never see a marked run without its supervisor.
+        namespace.rename_process(namespace.SUPERVISOR_NAME)
         self._marker.write(request["execution_id"])
         os.environ[namespace.MARKER] = request["execution_id"]
         channels = child.Channels(*descriptors[1:])

@@ -356,9 +356,11 @@ class _Base:
         if self._users > 0:
             return
         self._control.close()
-        pidfd = os.pidfd_open(self._process.pid)
-        await _gone_or_killed(pidfd)
-        os.close(pidfd)
+        # Once it was waited for, its number may be somebody else's.
+        if self._process.poll() is None:
+            pidfd = os.pidfd_open(self._process.pid)
+            await _gone_or_killed(pidfd)
+            os.close(pidfd)
         self._process.wait()
         assert self._process.stdout is not None
         asyncio.get_running_loop().remove_reader(self._process.stdout.fileno())

@@ -56,12 +56,14 @@ class Worker:
         self.id = uuid4()
         self._settings = settings
         self._database = database
+        self._claim_trouble = Trouble("claim_failed")
         self._engine = PostgresEngine(
             database,
             self.id,
             lease_seconds=settings.lease_seconds,
             poll_seconds=settings.poll_seconds,
             clock=boottime,
+            answered=self._claim_trouble.over,
             among=among,
         )
         self._leases = LeaseKeeper(database, self.id, lease_seconds=settings.lease_seconds)
@@ -148,7 +150,6 @@ class Worker:
             limits.stop_worker()
 
     async def _claim_until_stopped(self) -> None:
-        trouble = Trouble("claim_failed")
         while not self._draining:
             await self._free_slot()
             if self._records.held_up:
@@ -159,10 +160,9 @@ class Worker:
                 await self._fresh()
                 claims = await self._engine.next(self._timeouts, self._settings.slots - len(self._running))
             except FlowledgerError as error:
-                trouble.met(error)
+                self._claim_trouble.met(error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
-            trouble.over()
             for claim in claims:
                 self._start(claim, self._engine.asked_at)
 
@@ -276,6 +276,9 @@ class Worker:
             max_log_bytes=self._settings.max_log_bytes,
             grace_seconds=self._settings.grace_seconds,
             lease_seconds=self._settings.lease_seconds,
+            memory_bytes=known.controls.memory_bytes,
+            processes=known.controls.processes,
+            open_files=known.controls.open_files,
         )
 
     async def _finish(self, claim: Claim, outcome: Outcome) -> Finish:

@@ -53,7 +53,8 @@ class Endless(Flow):
     def begin(self) -> None:
         how = self.state["how"]
         if how == "stubborn":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            # Steps run in threads, where Python does not set handlers; the C library does. 1 is SIG_IGN.
+            ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1))
         if how == "native":
             ctypes.CDLL(None).sleep(3600)
         if how != "steps":
