@@ -4,8 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# What breaks machines and measures patience wants them for itself.
+ALONE := tests/chaos tests/faults tests/survival
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lock schema docs bench clean
+.PHONY: help install demo up test check pgbouncer chaos soak bench lock schema docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -25,8 +28,24 @@ demo: $(READY) ## run the example flows on an embedded Postgres and print their 
 up: $(READY) ## embedded Postgres and a worker for the examples
 	$(BIN)/flowledger up --project examples
 
-test: $(READY) check ## everything that must hold before a change lands
-	$(BIN)/python -m pytest
+test: $(READY) check pgbouncer ## everything that must hold before a change lands
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest $(ALONE)
+
+# Not started as a service: the tests start one of their own.
+pgbouncer:
+	@if ! PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -qq -y --no-install-recommends pgbouncer >/dev/null; \
+	  else \
+	    echo "pgbouncer is not installed: the tests through a pooler are skipped. apt-get install pgbouncer" >&2; \
+	  fi; \
+	fi
+
+chaos: $(READY) ## let everything go wrong for five minutes with five seeds, and 50 rounds of fencing
+	FENCING_ROUNDS=50 $(BIN)/python -m pytest tests/faults/test_fencing.py -s
+	$(BIN)/python -m tests.chaos --seconds 300 --seeds 5
 
 check: $(READY) ## format, lint, import contracts, types
 	$(BIN)/ruff format --check .
@@ -36,7 +55,7 @@ check: $(READY) ## format, lint, import contracts, types
 
 lock: ## choose the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --upgrade \
-	  --extra embedded --extra crewai --group dev pyproject.toml --output-file requirements.lock
+	  --extra embedded --extra crewai --extra archive --group dev pyproject.toml --output-file requirements.lock
 
 schema: $(READY) ## write the migration, the expected catalog and the schema pages that follow from sql/schema
 	$(BIN)/python scripts/schema.py
@@ -46,6 +65,9 @@ docs: $(READY) ## write the reference pages that follow from the code
 
 bench: $(READY) ## measure, and print the figures as a table
 	$(BIN)/python -m benchmarks
+
+soak: $(READY) ## carry executions for ten minutes, and print how the worker's memory grew
+	$(BIN)/python -m benchmarks.soak
 
 clean: ## remove what was set up here
 	rm -rf .venv .flowledger .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -6,6 +6,7 @@ with. That document sets the form for every other table; a section stands only w
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
@@ -156,7 +157,19 @@ def _constraint(constraint: Constraint) -> str:
     if constraint.kind == "f":
         target = f"{constraint.foreign_table}({constraint.foreign_columns})"
         return f"- `{constraint.name}`: {constraint.columns} → {target}"
-    return f"- `{constraint.name}`: {constraint.definition}"
+    return f"- `{constraint.name}`: {_as_first_written(constraint.definition)}"
+
+
+_RESTORED_LIST = re.compile(r"ANY \(ARRAY\[((?:\('\w+'::character varying\)::text(?:, )?)+)\]\)")
+
+
+def _as_first_written(definition: str) -> str:
+    """After a dump and a restore Postgres words `varchar in (...)` in another way, which means the same."""
+    return _RESTORED_LIST.sub(lambda found: f"ANY ((ARRAY[{_without_casts(found[1])}])::text[])", definition)
+
+
+def _without_casts(literals: str) -> str:
+    return re.sub(r"\(('\w+'::character varying)\)::text", r"\1", literals)
 
 
 def _indexes(table: Table) -> Iterator[str]:

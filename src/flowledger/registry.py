@@ -1,6 +1,7 @@
 """Finds a CrewAI project on disk and discovers the flows in it, without loading a line of it into this process.
 
-The project's modules are imported by `runner/describe.py` in a throw-away process under the project's own interpreter.
+The project's modules are imported by `runner/describe.py` in a throw-away process under the project's own interpreter:
+one that `discover` starts, or one that a worker's template forked.
 What the flows are is said by `domain/flow.py`; storing them is left to the ledger, running them to the runner.
 """
 
@@ -12,6 +13,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,18 +25,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from flowledger.domain.controls import FlowControls
 from flowledger.domain.flow import FLOW_KEY_LENGTH, BrokenModule, Discovery, Flow
 from flowledger.domain.project import Project
-from flowledger.errors import FlowNotFound, ProjectNotFound, ProjectUnusable
-from flowledger.runner import interpreter
+from flowledger.errors import FlowNotFound, InvalidInput, ProjectNotFound, ProjectUnusable
+from flowledger.runner import description, interpreter
+from flowledger.runner.description import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _STARTUP_SECONDS = 120
 """Importing CrewAI takes 3 to 15 s on a busy machine; it does not count against the project's own modules."""
 
-_SLACK_SECONDS = 5
+_SWEEP_SECONDS = 6.0
+"""A describer that is told to leave ends first what its modules started."""
+
 _LONGEST_DEPTH = 6
 _NOT_SEARCHED = {"node_modules", "site-packages", "build", "dist", "tests", "test"}
 _NOT_IMPORTED = {"setup.py", "conftest.py", "__main__.py"}
@@ -232,6 +238,36 @@ def _is_src_of_project(folder: Path) -> bool:
     return folder.name == "src" and _is_flow_project(folder.parent)
 
 
+# -- What it says about its flows --------------------------------------------------------------------------------------
+
+
+def controls(project: Project) -> dict[str, FlowControls]:
+    """Flow key -> what `[tool.flowledger.flows.KEY]` says, the project's own file first, then those of nested projects.
+
+    Raises InvalidInput naming file, flow and field.
+    """
+    found: dict[str, FlowControls] = {}
+    for path in control_files(project):
+        for key, table in _declared_flows(path).items():
+            place = f"{path} [tool.flowledger.flows.{key}]"
+            if not isinstance(table, dict):
+                raise InvalidInput(place, f"must be a table, not {table!r}")
+            found.setdefault(key, FlowControls.read(table, place))
+    return found
+
+
+def control_files(project: Project) -> list[Path]:
+    """Where `controls` looks; a file need not be there."""
+    return [folder / "pyproject.toml" for folder in dict.fromkeys((project.root, *project.import_paths))]
+
+
+def _declared_flows(path: Path) -> dict[str, Any]:
+    declared = _tool(path.parent, "flowledger").get("flows", {})
+    if not isinstance(declared, dict):
+        raise InvalidInput(f"{path} [tool.flowledger] flows", f"must be a table, not {declared!r}")
+    return declared
+
+
 # -- Which interpreter runs it -----------------------------------------------------------------------------------------
 
 
@@ -292,7 +328,12 @@ def discover(project: Project, *, seconds: float, secrets: Collection[str], stor
     `seconds` bounds the import of all modules together. `secrets` are values that their code must not see; `storage`
     is for CrewAI's own files. Raises ProjectUnusable when the interpreter or its CrewAI cannot be started at all.
     """
-    lines = _describe(project, seconds, interpreter.environment(os.environ, secrets, storage))
+    environment = interpreter.environment(os.environ, secrets, storage)
+    return discovered(project, _describe(project, seconds, environment, Report(secrets, storage)))
+
+
+def discovered(project: Project, lines: Sequence[Mapping[str, Any]]) -> Discovery:
+    """What a describer's report says. Modules that it did not come to are broken ones."""
     ready, looked = lines[0], [line for line in lines if line["kind"] == "looked"]
     told = {flow["entry_point"]: Flow(**flow) for line in looked for flow in line["flows"]}
     flows, refused = _with_keys(list(told.values()))
@@ -327,70 +368,61 @@ def _unseen(subject: str) -> BrokenModule:
     return BrokenModule(subject, "ProcessExited", "the process that imports modules ended before this one was seen", "")
 
 
-def _describe(project: Project, seconds: float, environment: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Runs `runner/describe.py` to its end; the first line says `ready`, the last `end` if nothing was cut."""
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb", buffering=0) as report, tempfile.TemporaryFile() as said:
+def _describe(project: Project, seconds: float, environment: Mapping[str, str], report: Report) -> list[dict[str, Any]]:
+    """Runs `runner/describe.py` in an interpreter of its own, to its end."""
+    ours, theirs = socket.socketpair()
+    with ours, tempfile.TemporaryFile() as said:
+        with theirs:
+            process = _start(project, seconds, environment, theirs.fileno(), said)
         try:
-            process = _start(project, seconds, environment, writing, said)
+            _read(ours, report, seconds)
         finally:
-            os.close(writing)
-        try:
-            lines = list(_read_lines(report, seconds))
-        finally:
-            _end(process)
-        if not lines:
+            _end(process, at_once=not report.is_whole)
+        if not report.is_begun:
             raise _unusable(project, process.returncode, said)
-    return lines
+    return report.lines
 
 
 def _start(
-    project: Project, seconds: float, environment: Mapping[str, str], writing: int, said: IO[bytes]
+    project: Project, seconds: float, environment: Mapping[str, str], channel: int, said: IO[bytes]
 ) -> subprocess.Popen[bytes]:
-    order = {
-        "root": str(project.root),
-        "import_paths": [str(path) for path in project.import_paths],
-        "modules": list(project.modules),
-        "declarations": [str(path) for path in project.declarations],
-        "seconds": seconds,
-        "report_descriptor": writing,
-    }
+    order = json.dumps(description.order(project, seconds))
     try:
         return subprocess.Popen(
-            interpreter.command(project.python, "describe", json.dumps(order)),
+            interpreter.command(project.python, "describe", order, str(channel)),
             cwd=project.root,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
-            pass_fds=(writing,),
+            pass_fds=(channel,),
             start_new_session=True,
         )
     except OSError as error:
         raise ProjectUnusable(str(project.root), f"{project.python} does not start: {error.strerror}") from error
 
 
-def _read_lines(report: IO[bytes], seconds: float) -> Iterator[dict[str, Any]]:
-    """Stops at `end`, at the end of the pipe, or when the time is over: first CrewAI's own, then the modules'."""
+def _read(channel: socket.socket, report: Report, seconds: float) -> None:
+    """Until the report is whole, the other side left, or the time is over: first CrewAI's own, then the modules'."""
     deadline = time.monotonic() + _STARTUP_SECONDS
-    buffer = b""
-    while select.select([report], [], [], max(0, deadline - time.monotonic()))[0]:
-        piece = report.read(65_536)
-        if not piece:
-            return
-        *whole, buffer = (buffer + piece).split(b"\n")
-        for line in map(json.loads, whole):
-            yield line
-            if line["kind"] == "ready":
-                deadline = time.monotonic() + seconds + _SLACK_SECONDS
-            elif line["kind"] == "end":
+    with suppress(ConnectionError):
+        while not report.is_whole and select.select([channel], [], [], max(0, deadline - time.monotonic()))[0]:
+            was_begun = report.is_begun
+            data = channel.recv(65_536)
+            if not data:
                 return
+            if answer := report.feed(data):
+                channel.sendall(answer)
+            if report.is_begun and not was_begun:
+                deadline = time.monotonic() + seconds + description.SLACK_SECONDS
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """The process leads its own group: everything that the modules started and did not take elsewhere goes with it."""
+def _end(process: subprocess.Popen[bytes], *, at_once: bool) -> None:
+    """The process sweeps up what the modules started. If it cannot, at least its own group goes with it."""
+    if at_once:
+        process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=0.2)
+        process.wait(timeout=_SWEEP_SECONDS)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

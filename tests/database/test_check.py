@@ -195,6 +195,38 @@ def test_a_planted_difference_is_named_with_its_remedy(owner, planted, kind, nam
     assert named[0].remedy.endswith(".")
 
 
+def test_a_check_is_compared_by_its_meaning_and_not_by_its_words(owner):
+    """A dump and a restore give Postgres its own words back, and it answers with others."""
+    name = "crewai_flow_executions_status_check"
+    again = f"select pg_get_constraintdef(oid) from pg_constraint where conname = '{name}'"
+    with owner.transaction(force_rollback=True):
+        (first,) = owner.execute(again).fetchone()
+        owner.execute(f"alter table {LEDGER} drop constraint {name}, add constraint {name} {first}".encode())
+        (restored,) = owner.execute(again).fetchone()
+        assert restored != first
+        assert check.differences(owner) == []
+        assert owner.execute("select to_regclass('pg_temp.stand_in')").fetchone() == (None,), "nothing is left behind"
+        for other in (
+            restored.replace("'timeout'", "'timedout'"),
+            restored.replace(", ('timeout'", ", ('x'"),
+            "check (true)",
+        ):
+            owner.execute(f"alter table {LEDGER} drop constraint {name}, add constraint {name} {other}".encode())
+            (told,) = check.differences(owner)
+            assert (told.object, told.fact) == (f"{LEDGER}.{name}", "definition")
+
+
+def test_where_it_may_not_ask_a_reworded_check_is_told_rather_than_passed(owner):
+    name = "crewai_flow_executions_status_check"
+    with owner.transaction(force_rollback=True):
+        (first,) = owner.execute(
+            f"select pg_get_constraintdef(oid) from pg_constraint where conname = '{name}'".encode()
+        ).fetchone()
+        owner.execute(f"alter table {LEDGER} drop constraint {name}, add constraint {name} {first}".encode())
+        owner.execute("set transaction read only")
+        assert [one.fact for one in check.differences(owner)] == ["definition"]
+
+
 def test_a_missing_table_is_told_once_and_not_for_each_of_its_columns(owner):
     with owner.transaction(force_rollback=True):
         owner.execute("drop table flowledger.logs")

@@ -147,8 +147,8 @@ class TestTheCheckersFindWhatTheyShould:
         [
             "flowledger serve",
             "flowledger run greet --budget-usd 1",
-            "flowledger executions rerun ID",
-            "make chaos",
+            "flowledger executions compare ID",
+            "make havoc",
             "A=1 make x",
         ],
     )

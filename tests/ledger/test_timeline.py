@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
 
 from flowledger.database.embedded import EmbeddedPostgres
-from flowledger.database.session import Claims, Database
-from flowledger.domain.execution import NewExecution
+from flowledger.database.session import Claims, Connection, Database
+from flowledger.domain.execution import NewExecution, Outcome
 from flowledger.domain.flow import Flow
+from flowledger.domain.status import Status
 from flowledger.domain.timeline import Event, EventKind, LogLine
 from flowledger.ledger import executions, flows, timeline
 from flowledger.ledger.timeline import Held
@@ -107,3 +109,42 @@ async def test_record_that_cannot_be_stored_is_dropped_and_none_beside_it(
     events, lines = await _read(api, held[0])
     assert [event.sequence for event in events] == [1, 2, 4, 5, 6, 7]
     assert [line.sequence for line in lines] == [1, 2, 3, 4, 6, 7]
+
+
+async def test_what_a_flood_fills_is_not_the_room_of_another_run(service: Database, api: Database, held: Held) -> None:
+    records = Records(service)
+    flood, calm = records.of((uuid4(), 1)), records.of(held)
+    for sequence in range(1, 300_001):
+        flood.event(_event(sequence))
+        if sequence % 500 == 0:
+            calm.event(_event(sequence // 500))
+            calm.log(_line(sequence // 500))
+    ended = Outcome(Status.COMPLETED, metadata={"events_dropped": 7})
+    assert flood.told_in(ended).metadata["events_dropped"] >= 200_000 + 7, "the flood itself is bounded"
+    assert calm.told_in(ended) == ended
+    await records.flush(held)
+    events, lines = await _read(api, held[0])
+    assert [event.sequence for event in events] == list(range(1, 601))
+    assert [line.sequence for line in lines] == list(range(1, 601))
+
+
+async def test_of_two_runs_that_wait_each_has_its_share_of_a_batch(
+    service: Database, api: Database, held: Held
+) -> None:
+    appended: list[int] = []
+
+    class Watched(Database):
+        @asynccontextmanager
+        async def service(self, patience: float | None = None) -> AsyncIterator[Connection]:
+            async with service.service() as connection:
+                appended.append(len((await _read(api, held[0]))[0]))
+                yield connection
+
+    records = Records(Watched("", most_connections=1))
+    flood, calm = records.of((uuid4(), 1)), records.of(held)
+    for sequence in range(1, 5_001):
+        flood.event(_event(sequence))
+    calm.event(_event(1))
+    await records.flush()
+    assert appended[:2] == [0, 1], "it came with the first batch, although 5,000 were before it"
+    assert len(appended) == 3, "and the batches of the flood are whole again after it"

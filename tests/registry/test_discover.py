@@ -10,7 +10,9 @@ import time
 import venv
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
+import psutil
 import pytest
 
 from flowledger import registry
@@ -18,7 +20,7 @@ from flowledger.errors import FlowNotFound, ProjectUnusable
 from tests.registry.projects import EXAMPLES, broken_at, flow_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from flowledger.domain.flow import Discovery
     from tests.registry.projects import Write
@@ -93,8 +95,13 @@ class HostileFlow(Flow[NotANumber]):
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory, write: Write, look: Look) -> Discovery:
-    return look(write(tmp_path_factory.mktemp("zoo"), ZOO), seconds=10)
+def zoo_at(tmp_path_factory: pytest.TempPathFactory, write: Write) -> Path:
+    return write(tmp_path_factory.mktemp("zoo"), ZOO)
+
+
+@pytest.fixture(scope="module")
+def zoo(zoo_at: Path, look: Look) -> Discovery:
+    return look(zoo_at, seconds=10)
 
 
 def test_every_example_is_discovered(look: Look) -> None:
@@ -335,6 +342,146 @@ def test_an_interpreter_whose_crewai_is_broken_is_a_clear_error(tmp_path: Path, 
     (tmp_path / "own").chmod(0o755)
     with pytest.raises(ProjectUnusable, match="half installed"):
         look(tmp_path, python=tmp_path / "own")
+
+
+# -- Two ways ----------------------------------------------------------------------------------------------------------
+
+ISOLATIONS = ["namespace", "subreaper"]
+
+SEES = (
+    HEAD
+    + """
+import gc, signal
+SEEN = {
+    "environment": dict(os.environ),
+    "path": sys.path,
+    "place": os.getcwd(),
+    "argv": sys.argv,
+    "flags": repr(sys.flags),
+    "options": sys._xoptions,
+    "input": os.readlink("/proc/self/fd/0"),
+    "output": os.readlink("/proc/self/fd/1") == os.readlink("/proc/self/fd/2"),
+    "streams": [sys.stdout.encoding, sys.stdout.errors, sys.stdout.write_through, sys.stdout.isatty()],
+    "handlers": {str(number): str(signal.getsignal(number)) for number in signal.valid_signals()},
+    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    "capabilities": [line for line in open("/proc/self/status") if line.startswith("Cap")],
+    "name": open("/proc/self/comm").read(),
+    "leads": os.getpid() == os.getpgrp(),
+    "threads": threading.active_count(),
+    "collects": gc.isenabled(),
+}
+class SeesFlow(Flow):
+    __doc__ = json.dumps(SEEN)
+{GO}"""
+).replace("{GO}", GO)
+
+
+def _facts(discovery: Discovery) -> dict[str, object]:
+    """Without the stacks: that of a crash tells addresses and what else is loaded."""
+    return {
+        "flows": discovery.flows,
+        "broken": sorted((broken.module, broken.error_type, broken.error_message) for broken in discovery.broken),
+        "warnings": sorted(discovery.warnings),
+        "versions": (discovery.crewai_version, discovery.python_version),
+    }
+
+
+def test_both_ways_find_the_same_in_the_examples(look: Look, look_in_base: Look) -> None:
+    assert look_in_base(EXAMPLES) == look(EXAMPLES)
+
+
+@pytest.fixture(scope="module")
+def calm_zoo_at(tmp_path_factory: pytest.TempPathFactory, write: Write) -> Path:
+    """Nothing in it takes time, so that no bound decides on a busy machine."""
+    calm = {name: text for name, text in ZOO.items() if name != "hangs.py"}
+    return write(tmp_path_factory.mktemp("calm"), calm)
+
+
+@pytest.fixture(scope="module")
+def calm_zoo(calm_zoo_at: Path, look: Look) -> Discovery:
+    return look(calm_zoo_at, seconds=60)
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_both_ways_find_the_same_in_broken_modules(
+    calm_zoo: Discovery, calm_zoo_at: Path, look_in_base: Look, isolation: str
+) -> None:
+    assert len(calm_zoo.broken) == 8
+    assert _facts(look_in_base(calm_zoo_at, isolation=isolation)) == _facts(calm_zoo)
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_modules_see_the_same_both_ways(
+    tmp_path: Path, write: Write, look: Look, look_in_base: Look, monkeypatch: pytest.MonkeyPatch, isolation: str
+) -> None:
+    monkeypatch.setenv("FLOWLEDGER_DATABASE_URL", "postgresql://x")
+    monkeypatch.setenv("INNOCENT", "postgresql://u:hunter2@h/d")
+    write(tmp_path, {".env": "FROM_DOTENV=1\nFLOWLEDGER_PROJECT=p\nBORROWED=postgresql://u:hunter2@h/d\n"})
+    write(tmp_path, {"sees.py": SEES, "json.py": "raise RuntimeError('not the real one')\n", "queue.py": "x = 1\n"})
+    here, there = (
+        look(tmp_path, secrets=("hunter2",)),
+        look_in_base(tmp_path, secrets=("hunter2",), isolation=isolation),
+    )
+    assert (here.broken, there.broken) == ((), ())
+    own, forked = (json.loads(found.flows[0].description) for found in (here, there))
+    for seen in (own, forked):
+        seen["environment"].pop("CREWAI_STORAGE_DIR")
+    assert forked == own
+    assert forked["environment"]["FROM_DOTENV"] == "1"
+    assert not [name for name in forked["environment"] if name.startswith("FLOWLEDGER_") or "hunter2" in name]
+    assert not {"INNOCENT", "BORROWED"} & forked["environment"].keys()
+
+
+DETACHES = """
+import os, subprocess, sys, time
+def detach():
+    reading, writing = os.pipe()
+    if os.fork():
+        os.close(writing)
+        os.wait()
+        return os.read(reading, 100).decode() + os.read(reading, 100).decode()
+    os.setsid()
+    if os.fork() == 0:
+        os.write(writing, b"detached")  # and the pipe's end comes with exec
+        os.execvp("sh", ["sh", "-c", "sleep 600; : {mark}"])
+    os._exit(0)
+TOLD = detach()
+"""
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    mark = f"detached-{uuid4().hex}"
+    yield mark
+    for process in psutil.process_iter(["cmdline"]):
+        if any(mark in argument for argument in process.info["cmdline"] or ()):
+            process.kill()
+
+
+@pytest.mark.parametrize("isolation", [*ISOLATIONS, "own interpreter"])
+def test_a_process_that_a_module_detached_is_gone(
+    tmp_path: Path, write: Write, look: Look, look_in_base: Look, isolation: str, mark: str
+) -> None:
+    module = DETACHES.replace("{mark}", mark) + HEAD + f"class LeavesFlow(Flow):\n    __doc__ = TOLD\n{GO}"
+    write(tmp_path, {"leaves.py": module})
+    left: list[bool] = []
+
+    def note() -> None:
+        left.append(_runs(mark))
+
+    if isolation == "own interpreter":
+        found = look(tmp_path)
+        note()
+    else:
+        found = look_in_base(tmp_path, isolation=isolation, then=note)
+    assert [flow.description for flow in found.flows] == ["detached"]
+    assert left == [False]
+
+
+def test_it_would_stay_if_nobody_ended_it(mark: str) -> None:
+    """What the test above asks for is no habit of the system."""
+    subprocess.run([sys.executable, "-c", DETACHES.replace("{mark}", mark)], check=True, start_new_session=True)
+    assert _runs(mark)
 
 
 # -- Finding -----------------------------------------------------------------------------------------------------------

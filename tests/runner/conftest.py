@@ -18,7 +18,7 @@ from flowledger.runner.limits import Limits
 from flowledger.runner.process import Order, Template, run
 
 ROOT = Path(__file__).parent / "flows"
-MODULES = ("house.plain", "house.faults", "house.descendants")
+MODULES = ("house.plain", "house.faults", "house.descendants", "house.hungry", "house.floods")
 SECRET = "a-long-s3cret-word-of-the-ledger"
 
 
@@ -53,6 +53,7 @@ def order(entry_point: str, inputs: dict[str, Any] | None = None, **changes: Any
         "timeout_seconds": 30,
         "max_output_bytes": 1_048_576,
         "max_log_bytes": 65_536,
+        "max_events": 10_000,
         "grace_seconds": 1,
         "lease_seconds": 30,
     }

@@ -17,7 +17,9 @@ import pytest
 
 from flowledger.domain.status import Status
 from flowledger.errors import ProjectUnusable
+from flowledger.runner import description, namespace
 from flowledger.runner.process import Template, sweep_leftovers
+from flowledger.runner.templates import NotDescribed
 from tests.runner.conftest import ROOT, SECRET, Runner, project
 from tests.runner.test_stop import all_gone, processes_of
 
@@ -105,6 +107,133 @@ async def test_changed_source_makes_the_template_stale_and_the_next_one_runs_it(
             await new.close()
     finally:
         await old.close()
+
+
+async def test_base_describes_the_project_without_loading_it(namespace_template: Template) -> None:
+    template = await namespace_template.begun_anew()
+    try:
+        lines = await template.describe()
+        assert (lines[0]["kind"], lines[-1]["kind"]) == ("ready", "end")
+        assert {line["subject"] for line in lines[1:-1]} == set(project().modules)
+        assert lines[0]["crewai_version"] == template.crewai_version
+        assert template.pid == 0, "no template was forked"
+        await template.load()
+        assert (await Runner(template)("house.plain:Steps")).status is Status.COMPLETED
+    finally:
+        await template.close()
+
+
+@pytest.mark.parametrize("isolation", ["namespace", "subreaper"])
+async def test_endless_import_ends_with_the_look_at_it(
+    namespace_template: Template, subreaper_template: Template, isolation: str
+) -> None:
+    warm = namespace_template if isolation == "namespace" else subreaper_template
+    template = _with_modules(warm, "house.hanging", "house.plain", import_seconds=2)
+    before = _looks(template)
+    try:
+        lines = {line["subject"]: line for line in await template.describe() if line["kind"] == "looked"}
+        assert lines["house.hanging"]["broken"][0]["error_type"] == "ImportTimeout"
+        assert lines["house.plain"]["flows"]
+        assert _looks(template) <= before, "nothing of the describer is left"
+    finally:
+        await template.close()
+
+
+@pytest.mark.parametrize("isolation", ["namespace", "subreaper"])
+async def test_describer_that_keeps_to_no_time_is_killed(
+    namespace_template: Template, subreaper_template: Template, isolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told of an hour and gets a second."""
+    warm = namespace_template if isolation == "namespace" else subreaper_template
+    template = _with_modules(warm, "house.hanging", "house.plain", import_seconds=1)
+    before = _looks(template)
+    told = description.order(template.project, 3600)
+    monkeypatch.setattr(description, "order", lambda *_: told)
+    monkeypatch.setattr(description, "SLACK_SECONDS", 2)
+    try:
+        lines = await template.describe()
+        assert [line.get("subject") for line in lines] == [None, "house.plain"], "what was told by then counts"
+        assert _looks(template) <= before
+    finally:
+        await template.close()
+
+
+async def test_description_that_nobody_waits_for_spoils_no_later_one(namespace_template: Template) -> None:
+    template = await namespace_template.begun_anew()
+    before = _looks(template)
+    try:
+        for asked in range(4):
+            given_up = asyncio.create_task(template.describe())
+            for _ in range(asked):
+                await asyncio.sleep(0)
+            given_up.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await given_up
+        assert (await template.describe())[-1]["kind"] == "end"
+        await template.load()
+        assert not template.is_gone, "it holds its own process, and not one of those"
+        assert (await Runner(template)("house.plain:Steps")).status is Status.COMPLETED
+        template._control.close()  # type: ignore[union-attr]
+        async with asyncio.timeout(20):
+            while not _looks(template) <= before:  # noqa: ASYNC110 - processes that nobody holds a descriptor of
+                await asyncio.sleep(0.05)
+    finally:
+        await template.close()
+
+
+async def test_base_that_is_gone_or_has_threads_describes_nothing(storage: Path) -> None:
+    template = await Template.begin(project("house.plain"), secrets=[], storage=storage, import_seconds=FAR)
+    try:
+        template._base.is_unsafe = True
+        with pytest.raises(NotDescribed, match="threads"):
+            await template.describe()
+        template._base.is_unsafe = False
+        template._base._process.kill()
+        template._base._process.wait()
+        with pytest.raises(NotDescribed):
+            await template.describe()
+    finally:
+        await template.close()
+
+
+async def test_changed_dotenv_is_seen_by_the_next_template_and_description(storage: Path, tmp_path: Path) -> None:
+    """CrewAI reads it as well, when it is imported; but that is once, and in the base."""
+    (tmp_path / "reads.py").write_text(
+        "import os\nfrom crewai.flow import Flow, start\nclass Reads(Flow):\n"
+        "    __doc__ = os.environ['WORD']\n    @start()\n    def go(self): return os.environ['WORD']\n"
+    )
+    (tmp_path / ".env").write_text("WORD=old\n")
+    reads = dataclasses.replace(project("reads"), root=tmp_path, import_paths=(tmp_path,))
+    template = await Template.start(reads, secrets=[], storage=storage, import_seconds=FAR)
+    try:
+        (tmp_path / ".env").write_text("WORD=young\n")
+        assert template.is_stale()
+        renewed = await template.renewed()
+        try:
+            assert (await renewed.describe())[1]["flows"][0]["description"] == "young"
+            assert (await Runner(renewed)("reads:Reads")).output_state["result"] == "young"
+        finally:
+            await renewed.close()
+    finally:
+        await template.close()
+
+
+def _with_modules(warm: Template, *modules: str, import_seconds: float) -> Template:
+    """On top of a CrewAI that is loaded already."""
+    sources = dataclasses.replace(warm._sources, project=project(*modules), import_seconds=import_seconds)
+    return Template(warm._base.shared(), sources)
+
+
+def _looks(template: Template) -> set[int]:
+    """Everything below the launcher."""
+    return set(namespace.descendants(template._base._process.pid))
+
+
+async def test_template_whose_launcher_was_killed_is_let_go_without_complaint(storage: Path) -> None:
+    template = await Template.start(project("house.plain"), secrets=[], storage=storage, import_seconds=FAR)
+    template._base._process.kill()
+    template._base._process.wait()
+    await template.retire()
 
 
 async def test_retired_template_lets_its_run_end(namespace_template: Template) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psycopg
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from flowledger.sql import query
 
 if TYPE_CHECKING:
-    import psycopg
+    from collections.abc import Collection
 
     Connection = psycopg.Connection[Any]
 
@@ -176,6 +178,27 @@ def read(conn: Connection) -> Catalog:
 def names(conn: Connection, name: str) -> list[str]:
     """The single column of one of the catalog's shorter questions."""
     return [row["name"] for row in _rows(conn, name, [])]
+
+
+def mean_the_same(conn: Connection, table: str, definitions: Collection[str]) -> bool:
+    """True if Postgres understands these checks of the table as one and the same.
+
+    It words a check in another way once it is given its own words back, as after a dump and a restore; so it is given
+    each of them back. False also where it does not let us ask: in a standby, or without the right to temporary tables.
+    """
+    try:
+        with conn.transaction(force_rollback=True):
+            conn.execute(query("catalog", "look_from_public"))
+            conn.execute(sql.SQL(query("catalog", "stand_in")).format(table=sql.Identifier(*table.split("."))))
+            return len({_given_back(conn, definition) for definition in definitions}) == 1
+    except psycopg.Error:
+        return False
+
+
+def _given_back(conn: Connection, definition: str) -> str:
+    with conn.transaction(force_rollback=True):
+        conn.execute(sql.SQL(query("catalog", "give_back")).format(definition=sql.SQL(definition)))
+        return names(conn, "given_back")[0]
 
 
 def _tables(conn: Connection, headings: list[dict[str, Any]], oids: list[int]) -> tuple[Table, ...]:

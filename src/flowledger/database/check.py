@@ -60,7 +60,7 @@ class Difference:
 
 def differences(conn: Connection) -> list[Difference]:
     """Everything in which this database differs from a freshly migrated one. Empty: nothing."""
-    return list(_compare(expected(), snapshot(catalog.read(conn))))
+    return list(_compare(expected(), _found(conn, catalog.read(conn))))
 
 
 @cache
@@ -85,6 +85,19 @@ def snapshot(found: Catalog) -> Snapshot:
     return {kind: {name: _without_name(one) for name, one in objects.items()} for kind, objects in facts.items()}
 
 
+def _found(conn: Connection, found: Catalog) -> Snapshot:
+    """What there is, with checks that mean what ours mean in our words."""
+    facts, ours = snapshot(found), expected()["constraint"]
+    for name, one in facts["constraint"].items():
+        wanted = ours.get(name)
+        if wanted is None or wanted["kind"] != "c" or one["kind"] != "c":
+            continue
+        words = {wanted["definition"], one["definition"]}
+        if len(words) > 1 and catalog.mean_the_same(conn, name.rpartition(".")[0], words):
+            one["definition"] = wanted["definition"]
+    return facts
+
+
 def strangers(conn: Connection) -> list[str]:
     """Why what this database holds under our names cannot be adopted. Empty: it can, or there is nothing.
 
@@ -99,10 +112,11 @@ def strangers(conn: Connection) -> list[str]:
         f"trigger {name} uses a function that flowledger would replace"
         for name in catalog.names(conn, "foreign_uses_of_our_trigger_functions")
     ]
+    facts = _found(conn, found)
     if found.table(_LEDGER):
-        sentences += _told_apart(_LEDGER, expected(), snapshot(found), _document_of_ledger)
+        sentences += _told_apart(_LEDGER, expected(), facts, _document_of_ledger)
     if found.table(_FLOWS):
-        sentences += _told_apart(_FLOWS, expected(), snapshot(found), _adoptable_flows)
+        sentences += _told_apart(_FLOWS, expected(), facts, _adoptable_flows)
     return sentences
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 OLDEST_SERVER = 14
 """The major version of Postgres that the schema is made for, at least."""
+
+_LOCK_SECONDS = 10
+_LOCK_PATIENCE_MS = 200
+"""For one table; for all that a migration locks together less than `deadlock_timeout`, a second by default."""
+_PAUSE_SECONDS = 0.1
 
 _FILE_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
 _HEADER = re.compile(r"-- Migration \d{4}, (\d{4})-(\d\d)-(\d\d)\.")
@@ -66,12 +72,12 @@ class Migration:
 def migrate(conninfo: str) -> list[Migration]:
     """Applies what is missing and answers with it.
 
-    Raises DatabaseUnreachable, ServerTooOld, SchemaTooNew, MigrationChanged, SchemaNotOurs (nothing is changed then) or
-    PermissionRefused.
+    Raises DatabaseUnreachable, ServerTooOld, SchemaTooNew, MigrationChanged, SchemaNotOurs, DatabaseBusy when a table
+    stays locked by others (nothing is changed then), or PermissionRefused.
     """
     with translated(conninfo), _connect(conninfo) as conn:
         _require_server(conn)
-        return [migration for migration in migrations() if _apply_if_missing(conn, migration)]
+        return [migration for migration in migrations() if _apply_when_nobody_is_in_the_way(conn, migration)]
 
 
 def version(conn: Connection) -> int:
@@ -125,10 +131,25 @@ def _require_server(conn: Connection) -> None:
         raise ServerTooOld(str(major), str(OLDEST_SERVER))
 
 
+def _apply_when_nobody_is_in_the_way(conn: Connection, migration: Migration) -> bool:
+    """Workers go on meanwhile. Whoever waits for a table makes all who come after wait too, and may be waited for by
+    one who holds another table: better to give way, before Postgres ends either of the two, and to try again.
+    """
+    give_up_at = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return _apply_if_missing(conn, migration)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            if time.monotonic() > give_up_at:
+                raise
+        time.sleep(_PAUSE_SECONDS)
+
+
 def _apply_if_missing(conn: Connection, migration: Migration) -> bool:
     with conn.transaction():
         conn.execute("set local client_min_messages = warning")
         conn.execute(query("migrations", "take_turns"))
+        conn.execute(f"set local lock_timeout = '{_LOCK_PATIENCE_MS}ms'")
         applied = _applied(conn)
         _require_known(applied)
         missing = migration.version not in applied

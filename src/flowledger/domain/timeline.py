@@ -33,6 +33,11 @@ class EventKind(StrEnum):
     TOOL_FINISHED = "tool_finished"
     TOOL_FAILED = "tool_failed"
 
+    @property
+    def matters_at_the_end(self) -> bool:
+        """Kept even of a run that has told more than fits: how it ended, and what failed."""
+        return self is EventKind.FLOW_FINISHED or self.endswith("_failed")
+
 
 @dataclass(frozen=True)
 class Event:

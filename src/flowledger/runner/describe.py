@@ -1,16 +1,19 @@
 """Looks at a project's modules and says which flows they hold; runs under the project's interpreter, thrown away after.
 
-Every module is imported in a fork of its own, so that one which raises, exits, crashes or hangs costs only itself.
-No flow is ever instantiated: `Flow()` starts threads and opens stores. Who asks, and what becomes of the answer, is
-left to `registry.py`; starting flows is left to `template.py` and `child.py`.
+There are two ways to be started: `main` in an interpreter of its own, `become_describer` in a fork of the base, which
+holds CrewAI already. Every module is imported in one more fork, so that one which raises, exits, crashes or hangs costs
+only itself. No flow is ever instantiated: `Flow()` starts threads and opens stores. Who asks is left to `templates.py`
+and `registry.py`, what becomes of the answer to `registry.py`; starting flows is left to `template.py` and `child.py`.
 
-`sys.argv[1]` is the order as JSON. The report goes to the order's descriptor, a JSON object a line: `ready` once
-CrewAI is there, `looked` for each module or declaration, `end`.
+The report is a JSON object a line, over a socket: `environment`, which is answered with the variables to drop; `ready`;
+`looked` for each module or declaration; `end`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import gc
 import hashlib
 import importlib
 import importlib.metadata
@@ -21,6 +24,7 @@ import os
 import platform
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -29,6 +33,9 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
+from uuid import uuid4
+
+from flowledger.runner import namespace, supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,20 +58,71 @@ class Order:
     modules: list[str]
     declarations: list[str]
     seconds: float
-    report_descriptor: int
 
 
 def main() -> None:
-    order = Order(**json.loads(sys.argv[1]))
+    """Entry of an interpreter of its own: `ORDER DESCRIPTOR` in argv."""
+    order, channel = Order(**json.loads(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
     if sys.version_info < _OLDEST_PYTHON:
         sys.exit(f"CrewAI flows need Python 3.10 or later; this is {platform.python_version()}")
-    os.set_inheritable(order.report_descriptor, False)  # noqa: FBT003
-    _load_dotenv(order.root)
-    crewai_version = _import_crewai()
-    _forget_the_ledgers()
-    with os.fdopen(order.report_descriptor, "w", encoding="utf-8", buffering=1) as report:
-        _tell(report, {"kind": "ready", "crewai_version": crewai_version, "python_version": platform.python_version()})
-        for looked in _look_at_each(order):
+    channel.set_inheritable(False)
+    signal.signal(signal.SIGTERM, _leave)
+    namespace.become_subreaper()
+    try:
+        _load_dotenv(order.root)
+        _import_crewai()
+        _report(order, channel)
+    finally:
+        _sweep()
+    # Python's own way out takes its time with CrewAI loaded, and nothing here needs it.
+    os._exit(0)
+
+
+def become_describer(order: Order, channel: socket.socket, isolation: str) -> NoReturn:
+    """The rest of a process that was forked from the base: nothing of it, or that a module started, is left behind."""
+    try:
+        signal.signal(signal.SIGTERM, _leave)
+        _isolate(isolation)
+        # A module that signals its process group shall not hit the base.
+        os.setsid()
+        gc.enable()
+        with contextlib.suppress(OSError):
+            os.chdir(order.root)
+        _load_dotenv(order.root)
+        _report(order, channel)
+    finally:
+        if isolation == namespace.SUBREAPER:
+            _sweep()
+        os._exit(0)
+
+
+def _leave(*_: object) -> NoReturn:
+    sys.exit(1)
+
+
+def _isolate(isolation: str) -> None:
+    if isolation == namespace.NAMESPACE:
+        namespace.die_with_parent(signal.SIGKILL)
+        namespace.become_init()
+        return
+    namespace.die_with_parent(signal.SIGTERM)
+    namespace.become_subreaper()
+    # Should this process be killed before it can sweep, a worker that starts later finds what it has left.
+    namespace.rename_process(namespace.SUPERVISOR_NAME)
+    namespace.Marker().write(str(uuid4()))
+
+
+def _sweep() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    supervisor.sweep()
+
+
+def _report(order: Order, channel: socket.socket) -> None:
+    with channel, channel.makefile("rw", encoding="utf-8", newline="\n") as report:
+        _forget_what_is_the_ledgers(report)
+        versions = {"crewai_version": importlib.metadata.version("crewai"), "python_version": platform.python_version()}
+        _tell(report, {"kind": "ready", **versions})
+        for looked in _look_at_each(order, channel.fileno()):
             _tell(report, {"kind": "looked", **looked})
         _tell(report, {"kind": "end"})
 
@@ -83,16 +141,16 @@ def _load_dotenv(root: str) -> None:
     load_dotenv(Path(root) / ".env")
 
 
-def _import_crewai() -> str:
+def _import_crewai() -> None:
     """Before the project's folders are on the path: a project's `json.py` must not break CrewAI itself."""
     importlib.import_module("crewai.flow")
-    return importlib.metadata.version("crewai")
 
 
-def _forget_the_ledgers() -> None:
-    """A .env may speak of the ledger too, and CrewAI loads the nearest one again when it is imported."""
-    for name in [name for name in os.environ if name.startswith("FLOWLEDGER_")]:
-        del os.environ[name]
+def _forget_what_is_the_ledgers(report: IO[str]) -> None:
+    """A .env may speak of the ledger too. Only the worker knows its secrets, so it is the one to name what must go."""
+    _tell(report, {"kind": "environment", "environment": dict(os.environ)})
+    for name in json.loads(report.readline())["drop"]:
+        os.environ.pop(name, None)
 
 
 # -- One fork for each module ------------------------------------------------------------------------------------------
@@ -109,13 +167,13 @@ class _Look:
     answer: bytearray = field(default_factory=bytearray)
 
 
-def _look_at_each(order: Order) -> Iterator[JsonObject]:
+def _look_at_each(order: Order, channel: int) -> Iterator[JsonObject]:
     deadline = time.monotonic() + order.seconds
     waiting = [*order.modules, *order.declarations]
     looks: list[_Look] = []
     while waiting or looks:
         while waiting and len(looks) < _SIDE_BY_SIDE:
-            looks.append(_start_look(waiting.pop(0), order, deadline))
+            looks.append(_start_look(waiting.pop(0), order, channel, deadline))
         for look in list(looks):
             _drain(look)
             status = _exit_status(look.pid)
@@ -128,15 +186,19 @@ def _look_at_each(order: Order) -> Iterator[JsonObject]:
             time.sleep(_POLL_SECONDS)
 
 
-def _start_look(subject: str, order: Order, deadline: float) -> _Look:
+def _start_look(subject: str, order: Order, channel: int, deadline: float) -> _Look:
     pipe, answer = os.pipe()
     os.set_blocking(pipe, False)
     printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the look is concluded
     pid = os.fork()
     if pid == 0:
-        os.close(pipe)
-        os.close(order.report_descriptor)
-        _look(subject, order, answer, printed, deadline)
+        # Whatever happens in here, nobody but the parent goes on with the parent's work.
+        try:
+            os.close(pipe)
+            os.close(channel)
+            _look(subject, order, answer, printed, deadline)
+        finally:
+            os._exit(1)
     os.close(answer)
     return _Look(subject, pid, pipe, printed)
 
@@ -203,17 +265,27 @@ def _look(subject: str, order: Order, answer: int, printed: IO[bytes], deadline:
         os.dup2(nothing.fileno(), 0)
     os.dup2(printed.fileno(), 1)
     os.dup2(printed.fileno(), 2)
+    _become_ordinary()
     faulthandler.enable(file=2)
     faulthandler.dump_traceback_later(max(0.1, deadline - time.monotonic() - 0.2), file=2)
-    sys.path[:0] = order.import_paths
-    os.chdir(order.root)
     try:
+        sys.path[:0] = order.import_paths
+        os.chdir(order.root)
         looked = _describe(subject, order)
     except BaseException as error:
         looked = _looked_in_vain(_failure(subject, error))
     with os.fdopen(answer, "wb") as pipe:
         pipe.write(json.dumps(looked).encode() + b"\n")
     os._exit(0)
+
+
+def _become_ordinary() -> None:
+    """What the describer is to the system, a module shall not be."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    namespace.rename_process(os.path.basename(sys.executable))  # noqa: PTH119 - one name
+    namespace.drop_namespace_capabilities()
+    namespace.die_with_parent(signal.SIGKILL)
+    del sys.argv[1:]
 
 
 def _describe(subject: str, order: Order) -> JsonObject:

@@ -57,6 +57,12 @@ def environment(inherited: Mapping[str, str], secrets: Collection[str], storage:
     return {**kept, **_QUIET_CREWAI, "CREWAI_STORAGE_DIR": str(storage)}
 
 
+def forbidden(present: Mapping[str, str], secrets: Collection[str], storage: Path) -> list[str]:
+    """The variables that flow code may not see. For an environment that has read the project's .env meanwhile."""
+    kept = environment(present, secrets, storage)
+    return [name for name in present if name not in kept]
+
+
 def _carries(value: str, secret: str) -> bool:
     """A weak password such as `postgres` is part of many an innocent value, PATH for one; in an URL it stands apart."""
     if len(secret) < _LEAST_TELLING_LENGTH:

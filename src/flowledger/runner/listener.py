@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from flowledger.runner.encode import clean
 
 Emit = Callable[[dict[str, Any]], None]
+Keep = Callable[[Any], None]
 
 _LONGEST_FIELD = 500
 _LLM_COMPLETED = "llm_completed"
@@ -49,20 +51,38 @@ _KINDS: dict[str, tuple[str, str]] = {
 }
 """CrewAI's event type -> our kind, and the field that names what it is about."""
 
+_COUNTED_AT_ONCE = 1_000
+_MOST_BEGUN = 10_000
+"""Steps and calls whose begin is remembered for their duration; more do not run at one time."""
+
+_KINDS_WITH_STATE = ("method_started", "method_finished")
+
 _FIELDS = ("agent_role", "task_name", "call_id", "finish_reason", "from_cache", "run_attempts")
 
 
 class Listener:
-    """Emits one message per event of interest. `began` is emitted once, when the run's own flow starts."""
+    """Emits one message per event of interest. `began` is emitted once, when the run's own flow starts.
 
-    def __init__(self, emit: Emit) -> None:
+    After `most_events` only those are emitted that the worker needs all the same; the others are counted, and a
+    `counted` message tells the last number now and then. `keep` is given the state of the run's own flow at the begin
+    and the end of each of its methods.
+    """
+
+    def __init__(self, emit: Emit, keep: Keep, most_events: int = sys.maxsize) -> None:
         self._emit = emit
+        self._keep = keep
+        self._most_events = most_events
         self._pid = os.getpid()
         self._root: Any = None
         self._began = False
         self._sequence = 0
         self._starts: dict[str, int] = {}
         self._failed_calls: set[str] = set()
+
+    @property
+    def heard(self) -> int:
+        """How many events of interest there were."""
+        return self._sequence
 
     def attach(self, flow: Any) -> bool:
         """Listens to the bus from now on. False when this CrewAI offers no way to, or the flow keeps silent."""
@@ -88,13 +108,25 @@ class Listener:
     def _record(self, source: Any, event: Any, kind: str, name_field: str) -> None:
         if kind == "flow_started" and source is self._root:
             self.begin()
+        if kind in _KINDS_WITH_STATE and source is self._root:
+            # CrewAI has made this copy already, so no method changes it while it is read.
+            self._keep(vars(event).get("state"))
         if kind == _LLM_FAILED and self._is_repeated(event):
             return
-        fields = self._fields(source, event, kind)
         self._sequence += 1
+        if self._sequence > self._most_events and not _matters_after_many(kind):
+            self._count(event, kind)
+            return
+        fields = self._fields(source, event, kind)
         name = _text(vars(event).get(name_field)) or ""
         at = time.time()
         self._emit({"kind": "event", "n": self._sequence, "at": at, "event": kind, "name": name, "fields": fields})
+
+    def _count(self, event: Any, kind: str) -> None:
+        # A failure that is told later has its duration from its start.
+        self._time(event, kind, {})
+        if self._sequence % _COUNTED_AT_ONCE == 0:
+            self._emit({"kind": "counted", "n": self._sequence})
 
     def _is_repeated(self, event: Any) -> bool:
         """CrewAI reports one failed call twice, by the same call id."""
@@ -126,11 +158,17 @@ class Listener:
         now = time.monotonic_ns()
         key = vars(event).get("call_id")
         if kind.endswith("_started"):
-            self._starts[key or event.event_id] = now
+            if len(self._starts) < _MOST_BEGUN:
+                self._starts[key or event.event_id] = now
             return
         begun = self._starts.pop(key or vars(event).get("started_event_id") or "", None)
         if begun is not None:
             fields["duration_ms"] = round((now - begun) / 1e6, 3)
+
+
+def _matters_after_many(kind: str) -> bool:
+    """Failures and ends of flows are what a reader looks for; without the LLM calls, tokens would be missing."""
+    return kind.endswith("_failed") or kind in ("flow_finished", _LLM_COMPLETED)
 
 
 def _is_plumbing(source: Any, event: Any) -> bool:

@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from flowledger.domain.execution import JsonObject, Outcome
 from flowledger.domain.status import Status
 from flowledger.domain.timeline import Event, EventKind, LogLine
 from flowledger.runner import namespace, supervisor, wire
+from flowledger.runner.bounds import Bounds
 from flowledger.runner.limits import Decision, ErrorType, Limits, Stop
 from flowledger.runner.outcome import Evidence, conclude
 from flowledger.runner.templates import NotForked, Template, readable
@@ -37,6 +39,12 @@ _LEAVE_SECONDS = 4.0
 """A child that has reported gets this long to go; its own limit is half of it."""
 _KILLED_SECONDS = 2.0
 _LAST_READS = 64
+_MOST_SWEEPS = 100
+_LAST_EVENTS = 200
+_EXCEEDED = {
+    supervisor.MEMORY_EXCEEDED: ErrorType.MEMORY_LIMIT,
+    supervisor.PROCESSES_EXCEEDED: ErrorType.PROCESS_LIMIT,
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,9 @@ class Order:
     """What is to be run. `entry_point` is `module:Class` or the path of a YAML file, relative to the project's root.
 
     `timeout_seconds` counts from the fork, `grace_seconds` is the time between asking a flow to stop and SIGKILL,
-    `lease_seconds` how long the run's processes live without a tick from the worker.
+    `lease_seconds` how long the run's processes live without a tick from the worker. A run whose processes together
+    take more than `memory_bytes`, or are more than `processes`, is killed; `open_files` is each process's own limit.
+    None means: no limit.
     """
 
     execution_id: UUID
@@ -54,8 +64,16 @@ class Order:
     timeout_seconds: float
     max_output_bytes: int
     max_log_bytes: int
+    max_events: int
     grace_seconds: float
     lease_seconds: float
+    memory_bytes: int | None = None
+    processes: int | None = None
+    open_files: int | None = None
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(self.memory_bytes, self.processes, self.open_files)
 
 
 class Recorder(Protocol):
@@ -68,13 +86,15 @@ class Recorder(Protocol):
 
 async def run(template: Template, order: Order, limits: Limits, recorder: Recorder) -> Outcome:
     """Runs one flow to its end. When this returns, no process of the run is left."""
-    evidence = Evidence(template.isolation, "fork", template.crewai_version, template.python_version)
+    evidence = Evidence(template.isolation, "fork", template.crewai_version, template.python_version, order.bounds)
     if limits.decision is not None:
         return conclude(evidence, limits.decision)
     template.run_began()
     process = _Process(order, evidence, recorder)
     try:
         await process.start(template)
+        if limits.may_start():
+            await process.send_order(template)
         limits.feed(process.tick)
         process.watch()
         decision = await _wait_for_end_or_decision(process, order, limits)
@@ -105,9 +125,14 @@ async def _wait_for_end_or_decision(process: _Process, order: Order, limits: Lim
         if limits.decision is None:
             limits.expire(order.timeout_seconds)
         return limits.decision
-    if not await process.is_gone_within(_LEAVE_SECONDS):
+    if not await process.is_gone_within(0 if _is_lost(limits) else _LEAVE_SECONDS):
         await process.kill()
-    return limits.decision if limits.decision is not None and limits.decision.stop is Stop.LOST else None
+    # What the flow reported is how it ended. Whether it still counts when the lease is lost, its fence decides.
+    return None
+
+
+def _is_lost(limits: Limits) -> bool:
+    return limits.decision is not None and limits.decision.stop is Stop.LOST
 
 
 async def _stop(process: _Process, order: Order, decision: Decision) -> None:
@@ -136,6 +161,7 @@ class _Process:
         self._pidfd = -1
         self._frames = -1
         self._logs: dict[int, _Log] = {}
+        self._timeline = _Timeline(order.max_events, recorder)
         self._descriptors: list[int] = []
         self._supervisor: socket.socket | None = None
         self._control: socket.socket | None = None
@@ -153,14 +179,13 @@ class _Process:
         theirs = (supervisor_end.fileno(), control_end.fileno(), *(writing for _, writing in pipes))
         try:
             self._pidfd, self._evidence.start = await template.fork(
-                order.entry_point, str(order.execution_id), order.lease_seconds, theirs
+                order.entry_point, str(order.execution_id), order.lease_seconds, order.bounds, theirs
             )
         finally:
             supervisor_end.close()
             control_end.close()
             for _, writing in pipes:
                 os.close(writing)
-        await self._send_order(template)
 
     def _open_sockets(self) -> tuple[socket.socket, socket.socket]:
         self._supervisor, supervisor_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -177,7 +202,7 @@ class _Process:
             fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         return reading, writing
 
-    async def _send_order(self, template: Template) -> None:
+    async def send_order(self, template: Template) -> None:
         order, project = self._order, template.project
         entry = order.entry_point
         message = {
@@ -185,6 +210,7 @@ class _Process:
             "entry_point": str(project.root / entry) if entry.endswith((".yaml", ".yml")) else entry,
             "inputs": order.inputs,
             "max_output_bytes": order.max_output_bytes,
+            "max_events": order.max_events,
             "roots": [f"{path}/" for path in {project.root, *project.import_paths}],
         }
         assert self._control is not None
@@ -238,10 +264,15 @@ class _Process:
         match message["kind"]:
             case "event":
                 self._take_event(message)
+            case "counted":
+                self._timeline.count_to(message["n"])
             case "began" if self._evidence.began_after_ms is None:
                 self._evidence.began_after_ms = max(0, message["at"] - self._handed_over_at) // 1_000_000
+            case "state":
+                self._evidence.state_so_far = message
             case "result" | "error" if self._evidence.report is None:
                 self._evidence.report = message
+                self._timeline.count_to(message.get("events", 0))
                 self._reported.set()
 
     def _take_event(self, message: dict[str, Any]) -> None:
@@ -251,8 +282,8 @@ class _Process:
         elif message["event"] == EventKind.LLM_FAILED:
             self._evidence.tokens.failed(fields)
         at = datetime.fromtimestamp(message["at"], UTC)
-        with contextlib.suppress(Exception):
-            self._recorder.event(Event(message["n"], at, EventKind(message["event"]), message["name"], fields))
+        with contextlib.suppress(ValueError):
+            self._timeline.take(Event(message["n"], at, EventKind(message["event"]), message["name"], fields))
 
     # -- Decide and stop ----------------------------------------------------------------------------------------------
 
@@ -300,7 +331,7 @@ class _Process:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self._evidence.unkillable = not await self.is_gone_within(_KILLED_SECONDS)
         if self._evidence.isolation == namespace.SUBREAPER:
-            sweep_leftovers()
+            await _sweep_until_none_is_left()
 
     def _tell(self, wish: bytes) -> None:
         assert self._supervisor is not None
@@ -315,6 +346,7 @@ class _Process:
         for descriptor, log in self._logs.items():
             self._drain(partial(self._read_log, descriptor, log))
             self._evidence.dropped_log_bytes += log.finish()
+        self._evidence.dropped_events = self._timeline.finish()
         self._read_report()
 
     def _drain(self, read: Callable[[], bool]) -> None:
@@ -324,13 +356,21 @@ class _Process:
 
     def _read_report(self) -> None:
         assert self._supervisor is not None
-        with contextlib.suppress(OSError):
-            report = self._supervisor.recv(supervisor.REPORT.size)
-            if len(report) == supervisor.REPORT.size:
-                fact, status, peak = supervisor.REPORT.unpack(report)
-                self._evidence.lease_expired = fact == supervisor.LEASE_EXPIRED
-                if fact == supervisor.CHILD_ENDED:
-                    self._evidence.wait_status, self._evidence.peak_memory_bytes = status, peak
+        # Who leaves with a tick unread is told as a reset connection, once, before its report can be read.
+        for _ in range(2):
+            with contextlib.suppress(OSError):
+                report = self._supervisor.recv(supervisor.REPORT.size)
+                if len(report) == supervisor.REPORT.size:
+                    self._believe(*supervisor.REPORT.unpack(report))
+                return
+
+    def _believe(self, fact: int, status: int, peak: int, processes: int) -> None:
+        evidence = self._evidence
+        evidence.lease_expired = fact == supervisor.LEASE_EXPIRED
+        evidence.exceeded = _EXCEEDED.get(fact)
+        evidence.peak_memory_bytes, evidence.peak_processes = peak or None, processes or None
+        if fact == supervisor.CHILD_ENDED:
+            evidence.wait_status = status
 
     def close(self) -> None:
         """Lets go of everything; a run that is still alive dies of it."""
@@ -346,6 +386,43 @@ class _Process:
         for descriptor in (*self._descriptors, self._pidfd):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+class _Timeline:
+    """The events of a run: the first as they come, the last that matter at the end, the others counted only."""
+
+    def __init__(self, most: int, recorder: Recorder) -> None:
+        self._left = most
+        self._last: deque[Event] = deque(maxlen=_LAST_EVENTS)
+        self._told = 0
+        self._heard = 0
+        self._recorder = recorder
+
+    def take(self, event: Event) -> None:
+        self.count_to(event.sequence)
+        if self._left > 0:
+            self._left -= 1
+            self._write(event)
+        elif event.kind.matters_at_the_end:
+            self._last.append(event)
+
+    def count_to(self, sequence: int) -> None:
+        """The run had that many events, whether or not they came here."""
+        if not isinstance(sequence, int):
+            raise TypeError(f"no sequence number: {sequence!r}")
+        self._heard = max(self._heard, sequence)
+
+    def finish(self) -> int:
+        """Writes the last events; returns how many were dropped before and between them."""
+        for event in self._last:
+            self._write(event)
+        self._last.clear()
+        return max(0, self._heard - self._told)
+
+    def _write(self, event: Event) -> None:
+        self._told += 1
+        with contextlib.suppress(Exception):
+            self._recorder.event(event)
 
 
 class _Log:
@@ -412,6 +489,14 @@ class _Log:
         text = data.decode(errors="replace").replace("\x00", "")
         with contextlib.suppress(Exception):
             self._recorder.log(LogLine(self._sequence, datetime.now(UTC), self._stream, text))
+
+
+async def _sweep_until_none_is_left() -> None:
+    """One look is not enough for those that go on forking meanwhile."""
+    for _ in range(_MOST_SWEEPS):
+        if not sweep_leftovers():
+            return
+        await asyncio.sleep(0.02)
 
 
 def sweep_leftovers() -> int:

@@ -3,8 +3,9 @@
 Three processes, each forked from the one before while it is still small:
 the launcher enters the namespaces and waits; the base imports CrewAI once; a template imports the project's modules on
 top of it and is forked for every run. A template that a module spoils (threads, a crash, an endless import) is thrown
-away and the base makes another, so that CrewAI is imported once only. No process here ever makes a Flow: CrewAI's
-threads would not survive the fork and every child would hang.
+away and the base makes another, so that CrewAI is imported once only. The base also forks the describers that say which
+flows the project holds. No process here ever makes a Flow: CrewAI's threads would not survive the fork and every child
+would hang.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flowledger.runner import child, namespace, supervisor, wire
+from flowledger.runner import child, describe, namespace, supervisor, wire
+from flowledger.runner.bounds import Bounds
 
 _REAP_EVERY_MILLISECONDS = 5000
 
@@ -91,7 +93,10 @@ def _launch(boot: Boot) -> NoReturn:
 
 
 class _Base:
-    """Holds CrewAI and nothing of the project; forks a template whenever the worker asks for one."""
+    """Holds CrewAI and nothing of the project; forks a template or a describer whenever the worker asks for one.
+
+    A request carries a number and its process's channel; the answer carries the number and the process's pidfd.
+    """
 
     def __init__(self, control: socket.socket, isolation: str, preload: bool) -> None:  # noqa: FBT001 - from argv
         self._control = control
@@ -105,10 +110,10 @@ class _Base:
             poll.register(self._control, select.POLLIN)
             while True:
                 if poll.poll(_REAP_EVERY_MILLISECONDS):
-                    request = wire.receive(self._control)
-                    if request is None:
+                    received = wire.receive(self._control)
+                    if received is None:
                         break
-                    self._fork_template(*request)
+                    self._answer(*received)
                 _reap()
         self._end()
 
@@ -124,21 +129,54 @@ class _Base:
             facts["error"] = f"{type(error).__name__}: {error}"
         return facts
 
-    def _fork_template(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        pid = os.fork()
-        if pid == 0:
-            namespace.die_with_parent(signal.SIGKILL)
-            self._control.close()
-            _Template(socket.socket(fileno=descriptors[0]), request, self._isolation).serve()
-        pidfd = os.pidfd_open(pid)
-        wire.send(self._control, {"pid": pid}, (pidfd,))
+    def _answer(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        number = request["number"]
+        try:
+            pid = self._fork(request, descriptors[0])
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            wire.send(self._control, {"number": number, "error": str(error)})
+            return
+        finally:
+            os.close(descriptors[0])
+        wire.send(self._control, {"number": number, "pid": pid}, (pidfd,))
         os.close(pidfd)
-        os.close(descriptors[0])
+
+    def _fork(self, request: dict[str, Any], channel: int) -> int:
+        if "describe" in request:
+            return _fork_apart(self._isolation, lambda: self._become_describer(request["describe"], channel))
+        return os.fork() or self._become_template(request["template"], channel)
+
+    def _become_template(self, request: dict[str, Any], channel: int) -> NoReturn:
+        namespace.die_with_parent(signal.SIGKILL)
+        self._control.close()
+        _Template(socket.socket(fileno=channel), request, self._isolation).serve()
+
+    def _become_describer(self, order: dict[str, Any], channel: int) -> NoReturn:
+        self._control.close()
+        describe.become_describer(describe.Order(**order), socket.socket(fileno=channel), self._isolation)
 
     def _end(self) -> NoReturn:
         if self._isolation == namespace.SUBREAPER:
             _wait_for_children(seconds=4)
         os._exit(0)
+
+
+def _fork_apart(isolation: str, become: Callable[[], NoReturn]) -> int:
+    """Forks a process that, with namespaces, is the first of a PID namespace of its own."""
+    if isolation == namespace.SUBREAPER:
+        return os.fork() or become()
+    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    namespace.give_next_child_its_own_pids()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            os.close(home)
+            become()
+        return pid
+    finally:
+        namespace.return_to(home)
+        os.close(home)
 
 
 def _crewai_version() -> str:
@@ -148,10 +186,22 @@ def _crewai_version() -> str:
 
 
 def _import_crewai() -> None:
+    before = set(os.environ)
     importlib.import_module("crewai")
     for module in _WARM:
         with contextlib.suppress(Exception):
             importlib.import_module(module)
+    _take_back_dotenv(before)
+
+
+def _take_back_dotenv(before: set[str]) -> None:
+    """CrewAI loads the project's .env when it is imported; whoever is forked loads it as it is by then."""
+    with contextlib.suppress(Exception):
+        from dotenv import dotenv_values
+
+        for name in dotenv_values(Path.cwd() / ".env"):
+            if name not in before:
+                os.environ.pop(name, None)
 
 
 def _freeze() -> None:
@@ -233,7 +283,6 @@ class _Template:
     def _fork_runs(self) -> None:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
-        home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         while True:
             for descriptor, _ in poll.poll():
                 if descriptor in self._runs:
@@ -243,11 +292,11 @@ class _Template:
                 request = wire.receive(self._control)
                 if request is None:
                     return
-                self._fork_run(request[0], request[1], home, poll)
+                self._fork_run(request[0], request[1], poll)
 
-    def _fork_run(self, request: dict[str, Any], descriptors: list[int], home: int, poll: select.poll) -> None:
+    def _fork_run(self, request: dict[str, Any], descriptors: list[int], poll: select.poll) -> None:
         try:
-            pid = self._fork(request, descriptors, home)
+            pid = _fork_apart(self._isolation, lambda: self._become_run(request, descriptors))
             pidfd = os.pidfd_open(pid)
         except OSError as error:
             wire.send(self._control, {"error": str(error)})
@@ -259,17 +308,10 @@ class _Template:
         poll.register(pidfd, select.POLLIN)
         wire.send(self._control, {"pid": pid}, (pidfd,))
 
-    def _fork(self, request: dict[str, Any], descriptors: list[int], home: int) -> int:
-        if self._isolation == namespace.SUBREAPER:
-            return os.fork() or self._become_run(request, descriptors)
-        namespace.give_next_child_its_own_pids()
-        try:
-            return os.fork() or self._become_run(request, descriptors)
-        finally:
-            namespace.return_to(home)
-
     def _become_run(self, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         self._control.close()
+        # Before the mark: whoever sweeps up leftovers must never see a marked run without its supervisor.
+        namespace.rename_process(namespace.SUPERVISOR_NAME)
         self._marker.write(request["execution_id"])
         os.environ[namespace.MARKER] = request["execution_id"]
         channels = child.Channels(*descriptors[1:])
@@ -277,6 +319,7 @@ class _Template:
             socket.socket(fileno=descriptors[0]),
             self._isolation,
             request["lease_seconds"],
+            Bounds(**request["bounds"]),
             lambda: child.main(channels),
         )
 

@@ -15,19 +15,22 @@ import socket
 import subprocess
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from flowledger.domain.project import Project
 from flowledger.errors import ProjectUnusable
-from flowledger.runner import interpreter, namespace, wire
+from flowledger.runner import description, interpreter, namespace, wire
+from flowledger.runner.bounds import Bounds
+from flowledger.runner.description import Report
 
 Isolation = Literal["namespace", "subreaper"]
 
 _CLOSE_SECONDS = 6.0
 _FORK_SECONDS = 30.0
 _KEPT_OUTPUT = 16_384
+_READ_BYTES = 65_536
 _CREWAI_STARTS_THREADS = (
     "crewai itself starts threads when it is imported: every flow starts in a fresh interpreter, which takes seconds. "
     "Look for a library in the project's environment that instruments CrewAI."
@@ -36,6 +39,10 @@ _CREWAI_STARTS_THREADS = (
 
 class NotForked(Exception):
     """The template could not make a process for a run."""
+
+
+class NotDescribed(Exception):
+    """The base could not make a process that looks at the project."""
 
 
 @dataclass(frozen=True)
@@ -81,25 +88,46 @@ class Template:
         isolation: Isolation | None = None,
         hidden: Collection[Path] = (),
     ) -> Template:
-        """Starts the project's interpreter, imports CrewAI and the project's modules.
-
-        `isolation` None takes namespaces where the kernel allows them; there, the directories `hidden` are empty for
-        flow code. Raises ProjectUnusable when the interpreter does
-        not start or holds no CrewAI. A module that cannot be loaded is no error, see `warnings`.
-        """
-        sources = _Sources(project, frozenset(secrets), storage, import_seconds, isolation, tuple(hidden))
-        return await cls._start(sources, preload=True)
+        """A template that has loaded the project: `begin` and `load` in one."""
+        template = await cls.begin(
+            project, secrets=secrets, storage=storage, import_seconds=import_seconds, isolation=isolation, hidden=hidden
+        )
+        return await template.loaded()
 
     @classmethod
-    async def _start(cls, sources: _Sources, *, preload: bool) -> Template:
-        base = await _Base.start(sources, preload=preload)
-        template = cls(base, sources)
+    async def begin(
+        cls,
+        project: Project,
+        *,
+        secrets: Collection[str],
+        storage: Path,
+        import_seconds: float,
+        isolation: Isolation | None = None,
+        hidden: Collection[Path] = (),
+    ) -> Template:
+        """Starts the project's interpreter and imports CrewAI; the project is left to `load` and `describe`.
+
+        `isolation` None takes namespaces where the kernel allows them; there, the directories `hidden` are empty for
+        flow code. Raises ProjectUnusable when the interpreter does not start or holds no CrewAI.
+        """
+        sources = _Sources(project, frozenset(secrets), storage, import_seconds, isolation, tuple(hidden))
+        return cls(await _Base.start(sources, preload=True), sources)
+
+    async def load(self) -> None:
+        """Imports the project's modules. One that cannot be loaded is no error, see `warnings`.
+
+        Raises ProjectUnusable.
+        """
+        await self._load(self._sources.project.modules)
+
+    async def loaded(self) -> Template:
+        """The same; one that cannot be loaded is closed."""
         try:
-            await template._load(sources.project.modules if preload else ())
+            await self.load()
         except BaseException:
-            await template.close()
+            await self.close()
             raise
-        return template
+        return self
 
     @property
     def isolation(self) -> str:
@@ -140,15 +168,12 @@ class Template:
 
         The old one stays usable; `retire` it.
         """
-        if self._base.is_gone:
-            return await Template._start(self._sources, preload=True)
-        template = Template(self._base.shared(), self._sources)
-        try:
-            await template._load(self._sources.project.modules)
-        except BaseException:
-            await template.close()
-            raise
-        return template
+        return await (await self.begun_anew()).loaded()
+
+    async def begun_anew(self) -> Template:
+        """The same, but the project is left to `load` and `describe`."""
+        gone = self._base.is_gone
+        return Template(await _Base.start(self._sources, preload=True) if gone else self._base.shared(), self._sources)
 
     async def retire(self) -> None:
         """Waits for the runs in flight, then closes."""
@@ -171,18 +196,17 @@ class Template:
     # -- Running ------------------------------------------------------------------------------------------------------
 
     async def fork(
-        self, entry_point: str, execution_id: str, lease_seconds: float, descriptors: tuple[int, ...]
+        self, entry_point: str, execution_id: str, lease_seconds: float, bounds: Bounds, descriptors: tuple[int, ...]
     ) -> tuple[int, str]:
         """Makes a run's processes. Returns the supervisor's pidfd and how it started: `fork`, `fresh interpreter`.
 
         Raises NotForked; then no code of the flow has run.
         """
+        request = {"execution_id": execution_id, "lease_seconds": lease_seconds, "bounds": asdict(bounds)}
         if self._unsafe and (self._base.is_unsafe or entry_point.partition(":")[0] in self._unsafe):
             bare = await self._bare_template()
-            return await bare._ask_for_run(  # noqa: SLF001 - a template as well
-                execution_id, lease_seconds, descriptors
-            ), "fresh interpreter"
-        return await self._ask_for_run(execution_id, lease_seconds, descriptors), "fork"
+            return await bare._ask_for_run(request, descriptors), "fresh interpreter"  # noqa: SLF001 - a template too
+        return await self._ask_for_run(request, descriptors), "fork"
 
     def run_began(self) -> None:
         self._runs += 1
@@ -193,12 +217,12 @@ class Template:
         if self._runs == 0:
             self._no_runs.set()
 
-    async def _ask_for_run(self, execution_id: str, lease_seconds: float, descriptors: tuple[int, ...]) -> int:
+    async def _ask_for_run(self, request: dict[str, Any], descriptors: tuple[int, ...]) -> int:
         if self._closed or self._control is None:
             raise NotForked("the template is closed")
         try:
             async with self._fork_lock, asyncio.timeout(_FORK_SECONDS):
-                await self._control.send({"execution_id": execution_id, "lease_seconds": lease_seconds}, descriptors)
+                await self._control.send(request, descriptors)
                 reply = await self._control.receive()
         except (OSError, TimeoutError, wire.BrokenFrame) as error:
             raise NotForked(f"the template does not answer: {error or 'it is gone'}") from error
@@ -210,10 +234,58 @@ class Template:
         async with self._bare_lock:
             if self._bare is None:
                 try:
-                    self._bare = await Template._start(self._sources, preload=False)
+                    self._bare = await self._begin_bare()
                 except ProjectUnusable as error:
                     raise NotForked(str(error)) from error
             return self._bare
+
+    async def _begin_bare(self) -> Template:
+        bare = Template(await _Base.start(self._sources, preload=False), self._sources)
+        try:
+            await bare._load(())
+        except BaseException:
+            await bare.close()
+            raise
+        return bare
+
+    # -- Describing ---------------------------------------------------------------------------------------------------
+
+    async def describe(self) -> list[dict[str, Any]]:
+        """What a look at the project's modules finds, as `registry` reads it; made in a fork of the base.
+
+        When it returns, nothing is left that a module started; without namespaces, nothing that the sweep can find.
+        Raises NotDescribed; then somebody else has to look.
+        """
+        if self._base.is_unsafe:
+            raise NotDescribed("crewai starts threads when it is imported")
+        sources = self._sources
+        report = Report(sources.secrets, sources.storage)
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                order = description.order(sources.project, sources.import_seconds)
+                pidfd = await self._base.fork_describer(order, theirs.fileno())
+            try:
+                # What was told before the time was over, or the describer was gone, counts.
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    async with asyncio.timeout(sources.import_seconds + description.SLACK_SECONDS):
+                        await _read(ours, report)
+            except ValueError as error:
+                raise NotDescribed(f"what the describer says makes no sense: {error}") from error
+            finally:
+                await self._end_describer(pidfd, at_once=not report.is_whole)
+        if not report.is_begun:
+            raise NotDescribed("the describer ended without a word")
+        return report.lines
+
+    async def _end_describer(self, pidfd: int, *, at_once: bool) -> None:
+        if at_once:
+            # A namespace ends with its first process; a subreaper must live to sweep.
+            number = signal.SIGKILL if self.isolation == namespace.NAMESPACE else signal.SIGTERM
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+        await _gone_or_killed(pidfd)
+        os.close(pidfd)
 
     # -- Loading ------------------------------------------------------------------------------------------------------
 
@@ -276,8 +348,7 @@ class Template:
         }
 
     def _forbidden(self, environment: dict[str, str]) -> list[str]:
-        kept = interpreter.environment(environment, self._sources.secrets, self._sources.storage)
-        return [name for name in environment if name not in kept]
+        return interpreter.forbidden(environment, self._sources.secrets, self._sources.storage)
 
     def _become_ready(self, control: _Channel, facts: dict[str, Any]) -> None:
         self._control = control
@@ -303,6 +374,7 @@ class _Base:
         self._sources = sources
         self._users = 1
         self._lock = asyncio.Lock()
+        self._asked = 0
         self._output: deque[bytes] = deque()
         self.isolation = ""
         self.crewai_version = ""
@@ -341,14 +413,37 @@ class _Base:
         self._users += 1
         return self
 
-    async def fork_template(self, request: dict[str, Any], descriptor: int) -> tuple[int, int]:
+    async def fork_template(self, request: dict[str, Any], channel: int) -> tuple[int, int]:
+        """Returns the template's pid, as the base sees it, and its pidfd."""
         try:
-            async with self._lock, asyncio.timeout(_FORK_SECONDS):
-                await self._control.send(request, (descriptor,))
-                reply = await self._control.receive()
+            reply, pidfd = await self._ask({"template": request}, channel)
         except (OSError, TimeoutError, wire.BrokenFrame) as error:
             raise self.unusable("the base process does not answer") from error
-        return int(reply["pid"]), self._control.take_descriptor()
+        return int(reply["pid"]), pidfd
+
+    async def fork_describer(self, order: dict[str, Any], channel: int) -> int:
+        """Returns its pidfd. Raises NotDescribed."""
+        try:
+            return (await self._ask({"describe": order}, channel))[1]
+        except (OSError, TimeoutError, wire.BrokenFrame) as error:
+            raise NotDescribed(f"the base process does not answer: {error or 'it is gone'}") from error
+
+    async def _ask(self, request: dict[str, Any], channel: int) -> tuple[dict[str, Any], int]:
+        async with self._lock, asyncio.timeout(_FORK_SECONDS):
+            self._asked += 1
+            number = self._asked
+            await self._control.send({**request, "number": number}, (channel,))
+            while True:
+                reply = await self._control.receive()
+                pidfd = self._control.take_descriptor() if "pid" in reply else -1
+                if reply["number"] == number:
+                    break
+                # Who asked for that one has stopped waiting; the process finds its channel closed, and ends.
+                if pidfd >= 0:
+                    os.close(pidfd)
+        if "error" in reply:
+            raise OSError(reply["error"])
+        return reply, pidfd
 
     async def release(self) -> None:
         """The last user ends the processes."""
@@ -356,9 +451,11 @@ class _Base:
         if self._users > 0:
             return
         self._control.close()
-        pidfd = os.pidfd_open(self._process.pid)
-        await _gone_or_killed(pidfd)
-        os.close(pidfd)
+        # Once it was waited for, its number may be somebody else's.
+        if self._process.poll() is None:
+            pidfd = os.pidfd_open(self._process.pid)
+            await _gone_or_killed(pidfd)
+            os.close(pidfd)
         self._process.wait()
         assert self._process.stdout is not None
         asyncio.get_running_loop().remove_reader(self._process.stdout.fileno())
@@ -471,6 +568,15 @@ async def readable(descriptor: int) -> None:
         await ready
     finally:
         loop.remove_reader(descriptor)
+
+
+async def _read(channel: socket.socket, report: Report) -> None:
+    """Until the report is whole or the other side left."""
+    loop = asyncio.get_running_loop()
+    channel.setblocking(False)  # noqa: FBT003 - the signature is the library's
+    while not report.is_whole and (data := await loop.sock_recv(channel, _READ_BYTES)):
+        if answer := report.feed(data):
+            await loop.sock_sendall(channel, answer)
 
 
 async def _gone_or_killed(pidfd: int, *, at_once: bool = False) -> None:

@@ -61,6 +61,20 @@ from pg_constraint as constraints
 where constraints.conrelid = any (%(tables)s) and constraints.contype in ('p', 'f', 'u', 'c', 'x')
 order by constraints.conrelid, array_position(array['p', 'f', 'u', 'c', 'x']::"char"[], constraints.contype), constraints.conname;
 
+-- name: stand_in
+-- A table like the given one, for questions.
+create temporary table stand_in (like {table}) on commit drop;
+
+-- name: give_back
+-- The definition of a check, for Postgres to read.
+alter table pg_temp.stand_in add constraint given_back {definition};
+
+-- name: given_back
+-- What Postgres has understood.
+select pg_get_constraintdef(constraints.oid) as name
+from pg_constraint as constraints
+where constraints.conrelid = 'pg_temp.stand_in'::regclass and constraints.conname = 'given_back';
+
 -- name: indexes
 -- The indexes of the tables; one that is not valid answers no query.
 select indexes.indrelid as table_oid,
