@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lock schema docs bench clean
+.PHONY: help install demo up test check lock schema docs bench soak clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -36,7 +36,7 @@ check: $(READY) ## format, lint, import contracts, types
 
 lock: ## choose the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --upgrade \
-	  --extra embedded --extra crewai --group dev pyproject.toml --output-file requirements.lock
+	  --extra embedded --extra crewai --extra archive --group dev pyproject.toml --output-file requirements.lock
 
 schema: $(READY) ## write the migration, the expected catalog and the schema pages that follow from sql/schema
 	$(BIN)/python scripts/schema.py
@@ -46,6 +46,9 @@ docs: $(READY) ## write the reference pages that follow from the code
 
 bench: $(READY) ## measure, and print the figures as a table
 	$(BIN)/python -m benchmarks
+
+soak: $(READY) ## carry executions for ten minutes, and print how the worker's memory grew
+	$(BIN)/python -m benchmarks.soak
 
 clean: ## remove what was set up here
 	rm -rf .venv .flowledger .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -8,7 +8,7 @@ import platform
 import time
 import traceback
 
-from benchmarks import commands, embedded, idle, start, throughput
+from benchmarks import cancel, commands, embedded, idle, start, survival, throughput
 from benchmarks.figures import Figure, show
 from benchmarks.stage import Stage
 
@@ -22,7 +22,10 @@ BENCHMARKS = {
     "claim": throughput.claim_behind_history,
     "hot-flow": throughput.hot_flow,
     "embedded": embedded.starts,
+    "cancel": cancel.wishes,
     "idle": idle.worker,
+    "lost-worker": survival.lost_worker,
+    "deaf-worker": survival.deaf_worker,
 }
 
 

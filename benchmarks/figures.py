@@ -31,9 +31,13 @@ def median(values: Iterable[float]) -> float:
 
 
 def p95(values: Iterable[float]) -> float:
-    """The nearest-rank 95th percentile."""
+    return percentile(values, 95)
+
+
+def percentile(values: Iterable[float], percent: int) -> float:
+    """By the nearest rank: a value that was measured."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, -(-len(ordered) * 95 // 100) - 1)]
+    return ordered[min(len(ordered) - 1, -(-len(ordered) * percent // 100) - 1)]
 
 
 def spread(values: Sequence[float], unit: str, digits: int = 0) -> str:

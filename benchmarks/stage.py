@@ -76,11 +76,22 @@ class Stage:
     @cached_property
     def worker(self) -> subprocess.Popen[bytes]:
         """`flowledger worker` for the benchmarks' project, warm."""
-        log = self.directory / "worker.log"
+        return self.worker_for(self.served)
+
+    def worker_for(
+        self, postgres: EmbeddedPostgres, slots: int = SIDE_BY_SIDE, **settings: float
+    ) -> subprocess.Popen[bytes]:
+        log = postgres.data_dir / f"worker-{uuid4()}.log"
+        given = {f"FLOWLEDGER_{name.upper()}": str(value) for name, value in settings.items()}
         process = subprocess.Popen(
-            [sys.executable, "-m", "flowledger", "worker", "--slots", str(SIDE_BY_SIDE)],
+            [sys.executable, "-m", "flowledger", "worker", "--slots", str(slots)],
             cwd=PROJECT,
-            env={**self.environment, "FLOWLEDGER_DATA_DIR": str(self.served.data_dir), "FLOWLEDGER_LOG_FORMAT": "json"},
+            env={
+                **self.environment,
+                "FLOWLEDGER_DATA_DIR": str(postgres.data_dir),
+                "FLOWLEDGER_LOG_FORMAT": "json",
+                **given,
+            },
             stdin=subprocess.DEVNULL,
             stdout=log.open("wb"),
             stderr=subprocess.STDOUT,
@@ -134,6 +145,24 @@ class User:
     def ended(self, execution: UUID) -> dict[str, Any]:
         """Waits until the execution completed; its output."""
         return dict(wait_for(lambda: self._output(execution)))
+
+    def cancel(self, execution: UUID) -> None:
+        self._become()
+        self._connection.execute("select flowledger.cancel(%s)", (execution,))
+        self._connection.commit()
+
+    def ended_as(self, execution: UUID) -> str:
+        """Waits until the execution ended, however; its status."""
+        return str(wait_for(lambda: self._last_status(execution)))
+
+    def _last_status(self, execution: UUID) -> str | None:
+        self._become()
+        row = self._connection.execute(
+            "select status from crewai_flow_executions where id = %s and status not in ('pending', 'running')",
+            (execution,),
+        ).fetchone()
+        self._connection.commit()
+        return row and row[0]
 
     def _output(self, execution: UUID) -> dict[str, Any] | None:
         self._become()

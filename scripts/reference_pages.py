@@ -200,6 +200,7 @@ def _settings() -> list[str]:
         "timeout_seconds = 900",
         "```",
         "",
+        "What applies to single flows stands in the project's own file: see [limits](../how-to/limits.md).",
         "`python` in the project's own `pyproject.toml` is relative to the project. `FLOWLEDGER_DEBUG=1` adds the",
         "traceback to an error of the command line. A limit that the database itself keeps, `queue_limit`, is a row of",
         "[flowledger.settings](schema/settings.md).",
@@ -305,6 +306,7 @@ def _kind(kind: EventKind) -> tuple[str, str, str]:
 _OTHER_TYPES = {
     "WorkerLost": "The lease ran out before an outcome was written. How the flow ended is not known; its effects may "
     "have happened. Written by a reaper.",
+    "QueueTimeout": "It waited longer than it may (`queue_seconds`), and never started. The status is `timeout`.",
     "OutputNotStorable": "Postgres refused the whole outcome; what could be stored was.",
     "WorkerFault": "The worker itself failed at this execution; its log has the story. The flow may not have run.",
     "FlowGone": "The project no longer holds the flow. Its code did not run.",

@@ -1,10 +1,10 @@
-"""Writes what follows from `sql/schema`: the first migration, the expected catalog, the schema pages of the docs.
+"""Checks that `sql/schema` and `sql/migrations` say the same; writes the expected catalog and the docs' schema pages.
 
     scripts/schema.py               (starts an embedded Postgres for it)
     scripts/schema.py CONNINFO      (an empty database; its role needs what a migration needs)
 
-Until a release carries it, migration 0001 is the living schema itself. From then on it is frozen:
-`write_first_migration` goes, and a change is a file in `migrations` and the same change in `schema`.
+Migrations are frozen once they have landed: a change of the schema is a new file in `migrations` and the same change in
+`schema`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,11 @@ import psycopg
 from flowledger import reference
 from flowledger.database import catalog, check
 from flowledger.database.embedded import EmbeddedPostgres
-from flowledger.database.migrate import migrate, migrations
+from flowledger.database.migrate import migrate
 
 ROOT = Path(__file__).parent.parent
 SQL = ROOT / "src" / "flowledger" / "sql"
 PAGES = ROOT / "docs" / "reference" / "schema"
-
-FIRST_DATE = "2026-11-23"
 
 HEADER = reference.Header(
     application="flowledger",
@@ -38,31 +36,34 @@ HEADER = reference.Header(
 
 
 def main(conninfo: str) -> None:
-    write_first_migration()
-    migrate(conninfo)
-    with psycopg.connect(conninfo) as conn:
-        write_expected(conn)
+    with psycopg.connect(conninfo, autocommit=True) as conn:
+        living = install_and_undo(conn)
+        migrate(conninfo)
+        migrated = check.snapshot(catalog.read(conn))
+        if differences := told_apart(living, migrated):
+            sys.exit("sql/schema and sql/migrations differ:\n  " + "\n  ".join(differences))
+        write_expected(migrated)
         write_pages(conn)
 
 
-def first_migration() -> str:
-    parts = [f"-- Migration 0001, {FIRST_DATE}. May be pasted into an SQL editor, and repeated.\n"]
-    parts += [
-        f"\n-- {'=' * 117}\n-- {file.name}\n\n{file.read_text()}" for file in sorted((SQL / "schema").glob("*.sql"))
+def install_and_undo(conn: psycopg.Connection) -> check.Snapshot:
+    """What the schema files make of an empty database, which is empty again afterwards."""
+    with conn.transaction(force_rollback=True):
+        for file in sorted((SQL / "schema").glob("*.sql")):
+            conn.execute(file.read_bytes())
+        return check.snapshot(catalog.read(conn))
+
+
+def told_apart(living: check.Snapshot, migrated: check.Snapshot) -> list[str]:
+    return [
+        f"{kind} {name}: {living[kind].get(name)} in schema, {migrated[kind].get(name)} in migrations"
+        for kind in living
+        for name in sorted(living[kind].keys() | migrated[kind].keys())
+        if living[kind].get(name) != migrated[kind].get(name)
     ]
-    parts.append(
-        "\ninsert into flowledger.schema_migrations (version, name) values (1, 'initial') on conflict do nothing;\n"
-    )
-    return "".join(parts)
 
 
-def write_first_migration() -> None:
-    (SQL / "migrations" / "0001_initial.sql").write_text(first_migration())
-    migrations.cache_clear()
-
-
-def write_expected(conn: psycopg.Connection) -> None:
-    facts = check.snapshot(catalog.read(conn))
+def write_expected(facts: check.Snapshot) -> None:
     (SQL / "expected.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -26,19 +26,33 @@ class BareServer:
     major: int
     binaries: Path
     directory: Path
+    port: int = 5432
 
     def start(self) -> None:
+        self.initialize()
+        self.launch()
+
+    def initialize(self) -> None:
         self.directory.chmod(0o700)
         # Its sync would only cost time: nothing here outlives the tests.
         self._run("initdb", "-D", self._data, "-U", "superuser", "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
-        settings = f"-c listen_addresses='' -c unix_socket_directories='{self.directory}' -c fsync=off"
-        self._run("pg_ctl", "-D", self._data, "-l", self.directory / "log", "-o", settings, "-w", "start")
 
-    def stop(self) -> None:
-        self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
+    def launch(self, **settings: object) -> None:
+        given = {
+            "listen_addresses": "",
+            "port": self.port,
+            "unix_socket_directories": self.directory,
+            "fsync": "off",
+            **settings,
+        }
+        options = " ".join(f"-c {name}='{value}'" for name, value in given.items())
+        self._run("pg_ctl", "-D", self._data, "-l", self.directory / "log", "-o", options, "-w", "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        self._run("pg_ctl", "-D", self._data, "-m", mode, "-w", "stop")
 
     def conninfo(self, user: str = "superuser", dbname: str = "postgres") -> str:
-        return make_conninfo(host=str(self.directory), user=user, dbname=dbname)
+        return make_conninfo(host=str(self.directory), port=self.port, user=user, dbname=dbname)
 
     def execute(self, *statements: str, dbname: str = "postgres") -> None:
         with psycopg.connect(self.conninfo(dbname=dbname), autocommit=True) as conn:

@@ -285,6 +285,24 @@ class EmbeddedPostgresFailed(FlowledgerError):
         return self.remedy
 
 
+@dataclass(eq=False)
+class ArchiveFailed(FlowledgerError):
+    """What was to be deleted could not be archived; nothing was deleted."""
+
+    code = "archive_failed"
+    place: str
+    reason: str
+    remedy: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.place} could not be written: {self.reason}"
+
+    @property
+    def hint(self) -> str:
+        return self.remedy or "Nothing was deleted. Remove the unfinished directory and try again."
+
+
 # -- What the ledger refuses ------------------------------------------------------------------------------------------
 
 

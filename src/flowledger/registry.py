@@ -23,9 +23,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from flowledger.domain.controls import FlowControls
 from flowledger.domain.flow import FLOW_KEY_LENGTH, BrokenModule, Discovery, Flow
 from flowledger.domain.project import Project
-from flowledger.errors import FlowNotFound, ProjectNotFound, ProjectUnusable
+from flowledger.errors import FlowNotFound, InvalidInput, ProjectNotFound, ProjectUnusable
 from flowledger.runner import interpreter
 
 if TYPE_CHECKING:
@@ -230,6 +231,36 @@ def _dotted_name(path: Path) -> tuple[Path, str]:
 
 def _is_src_of_project(folder: Path) -> bool:
     return folder.name == "src" and _is_flow_project(folder.parent)
+
+
+# -- What it says about its flows --------------------------------------------------------------------------------------
+
+
+def controls(project: Project) -> dict[str, FlowControls]:
+    """Flow key -> what `[tool.flowledger.flows.KEY]` says, the project's own file first, then those of nested projects.
+
+    Raises InvalidInput naming file, flow and field.
+    """
+    found: dict[str, FlowControls] = {}
+    for path in control_files(project):
+        for key, table in _declared_flows(path).items():
+            place = f"{path} [tool.flowledger.flows.{key}]"
+            if not isinstance(table, dict):
+                raise InvalidInput(place, f"must be a table, not {table!r}")
+            found.setdefault(key, FlowControls.read(table, place))
+    return found
+
+
+def control_files(project: Project) -> list[Path]:
+    """Where `controls` looks; a file need not be there."""
+    return [folder / "pyproject.toml" for folder in dict.fromkeys((project.root, *project.import_paths))]
+
+
+def _declared_flows(path: Path) -> dict[str, Any]:
+    declared = _tool(path.parent, "flowledger").get("flows", {})
+    if not isinstance(declared, dict):
+        raise InvalidInput(f"{path} [tool.flowledger] flows", f"must be a table, not {declared!r}")
+    return declared
 
 
 # -- Which interpreter runs it -----------------------------------------------------------------------------------------

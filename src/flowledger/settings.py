@@ -29,6 +29,10 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="Postgres to use, as a libpq URL. None: the embedded Postgres in the data directory."
     )
+    listen_url: SecretStr | None = Field(
+        None,
+        description="A direct URL for notifications if database_url is a pooler in transaction mode. None: the same.",
+    )
     data_dir: Path = Field(Path(".flowledger"), description="Where the embedded Postgres and local identity live.")
     project: str | None = Field(
         None, description="The CrewAI project: a directory, .py or .yaml file, or module. None: the working directory."
@@ -44,6 +48,11 @@ class Settings(BaseSettings):
         3600, gt=0, le=2_147_483, description="Wall-clock seconds an execution may run, unless it says so itself."
     )
     grace_seconds: float = Field(5, ge=0, le=600, description="Seconds between asking a flow to stop and SIGKILL.")
+    drain_seconds: float | None = Field(
+        None,
+        ge=0,
+        description="Seconds that runs get to end after SIGTERM before they are stopped. None: as long as they take.",
+    )
     lease_seconds: float = Field(30, ge=1, le=3600, description="Seconds a worker owns an execution without renewing.")
     poll_seconds: float = Field(
         5, ge=0.05, le=300, description="Seconds between looks at the queue when no notification arrives."

@@ -24,6 +24,14 @@ def configure_logs(log_format: str, *, level: int = logging.INFO) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    logging.basicConfig(handlers=[_FromLibraries()], level=logging.WARNING, force=True)
+
+
+class _FromLibraries(logging.Handler):
+    """What libraries warn of (the pool, of connections that it lost) becomes a fact of ours, in our format."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger(record.name).log(record.levelno, "library_warning", reason=record.getMessage())
 
 
 def _stamp(log_format: str) -> list[structlog.typing.Processor]:

@@ -268,7 +268,8 @@ def emptied(postgres: EmbeddedPostgres, project: Path) -> Product:
     """The product on an empty ledger, for a user of its own."""
     product = Product(postgres, project, uuid4())
     product.sql(
-        "truncate public.crewai_flows, flowledger.workers, flowledger.uncounted_executions restart identity cascade"
+        "truncate public.crewai_flows, flowledger.workers, flowledger.uncounted_executions, flowledger.prunes "
+        "restart identity cascade"
     )
     product.sql("update flowledger.settings set value = '10000' where name = 'queue_limit'")
     return product

@@ -147,7 +147,7 @@ class TestTheCheckersFindWhatTheyShould:
         [
             "flowledger serve",
             "flowledger run greet --budget-usd 1",
-            "flowledger executions rerun ID",
+            "flowledger executions compare ID",
             "make chaos",
             "A=1 make x",
         ],

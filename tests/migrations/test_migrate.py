@@ -33,14 +33,16 @@ def one(target, statement, *values):
 
 
 def test_a_plain_owner_installs_everything_once(plain):
-    assert [migration.version for migration in migrate(plain.conninfo)] == [1]
+    assert [migration.version for migration in migrate(plain.conninfo)] == [1, 2]
     assert migrate(plain.conninfo) == []
     with plain.connect() as conn:
-        assert version(conn) == 1
+        assert version(conn) == 2
         require_current(conn)
         assert check.differences(conn) == []
-    noted = one(plain, "select sha256 || ' ' || applied_by from flowledger.schema_migrations")
-    assert noted == f"{migrations()[0].sha256} plain_owner"
+    noted = one(
+        plain, "select array_agg(sha256 || ' ' || applied_by order by version) from flowledger.schema_migrations"
+    )
+    assert noted == [f"{migration.sha256} plain_owner" for migration in migrations()]
 
 
 def test_an_owner_whose_schema_public_is_the_superusers_installs_as_on_postgres_14(plain):
@@ -57,42 +59,44 @@ def test_two_processes_that_migrate_at_once_apply_each_migration_once(plain):
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert sorted(len(one) for one in applied) == [0, 0, 0, 1]
+    assert sorted(migration.version for one in applied for migration in one) == [1, 2]
 
 
 def test_a_migration_that_fails_leaves_nothing(plain, monkeypatch):
-    broken = Migration(2, "broken", "create table flowledger.half (); select 1 / 0;")
+    broken = Migration(3, "broken", "create table flowledger.half (); select 1 / 0;")
     monkeypatch.setattr(migrating, "migrations", lambda: (*migrations(), broken))
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrate(plain.conninfo)
     with plain.connect() as conn:
-        assert version(conn) == 1
+        assert version(conn) == 2
         assert check.differences(conn) == []
 
 
-def test_a_pasted_migration_counts_and_may_be_repeated(plain):
+def test_pasted_migrations_count_and_may_be_repeated(plain):
     with plain.connect() as conn:
         assert version(conn) == 0
         with pytest.raises(SchemaTooOld):
             require_current(conn)
-        conn.execute(migrations()[0].text.encode())
-        conn.execute(migrations()[0].text.encode())
-        assert version(conn) == 1
-        assert conn.execute("select sha256 from flowledger.schema_migrations").fetchone() == (None,)
+        for migration in (*migrations(), *migrations()):
+            conn.execute(migration.text.encode())
+        assert version(conn) == 2
+        assert conn.execute("select count(sha256) from flowledger.schema_migrations").fetchone() == (0,)
     assert migrate(plain.conninfo) == []
-    assert one(plain, "select sha256 from flowledger.schema_migrations") == migrations()[0].sha256
+    noted = one(plain, "select array_agg(sha256 order by version) from flowledger.schema_migrations")
+    assert noted == [migration.sha256 for migration in migrations()]
     with plain.connect() as conn:
         assert check.differences(conn) == []
 
 
-def test_a_repeated_migration_repairs_what_it_can(plain):
+def test_repeated_migrations_repair_what_they_can(plain):
     migrate(plain.conninfo)
     with plain.connect() as conn:
         conn.execute("drop policy executions_read_own on crewai_flow_executions")
         conn.execute("grant all on crewai_flow_executions to anon")
         conn.execute("alter function flowledger.cancel(uuid, text) security invoker")
         assert len(check.differences(conn)) == 3
-        conn.execute(migrations()[0].text.encode())
+        for migration in migrations():
+            conn.execute(migration.text.encode())
         assert check.differences(conn) == []
 
 
@@ -142,16 +146,19 @@ def test_a_supabase_user_starts_a_flow_with_a_plain_insert_and_sees_only_their_o
 
 def test_the_exported_files_are_the_migrations_byte_for_byte(tmp_path):
     paths = export_supabase(tmp_path / "supabase" / "migrations")
-    assert [path.name for path in paths] == ["20261123000001_flowledger_0001.sql"]
+    assert [path.name for path in paths] == [
+        "20261123000001_flowledger_0001.sql",
+        "20261123000002_flowledger_0002.sql",
+    ]
     assert [path.read_bytes() for path in paths] == [migration.text.encode() for migration in migrations()]
     assert export_supabase(tmp_path / "supabase" / "migrations") == paths
 
 
-def test_an_exported_file_installs_a_supabase_project_as_its_tool_applies_it(supabase, tmp_path):
+def test_exported_files_install_a_supabase_project_as_its_tool_applies_it(supabase, tmp_path):
     with supabase.connect() as conn:
         for path in export_supabase(tmp_path):
             conn.execute(path.read_bytes())
-        assert version(conn) == 1
+        assert version(conn) == 2
         assert check.differences(conn) == []
 
 
@@ -161,7 +168,7 @@ def test_an_exported_file_installs_a_supabase_project_as_its_tool_applies_it(sup
 def test_tables_whose_document_is_equal_are_adopted_with_their_rows(plain):
     _install_document_tables(plain)
     before = one(plain, "select array_agg(e::text order by e.id) from crewai_flow_executions as e")
-    assert [migration.version for migration in migrate(plain.conninfo)] == [1]
+    assert [migration.version for migration in migrate(plain.conninfo)] == [1, 2]
     with plain.connect() as conn:
         assert check.differences(conn) == []
         counts = conn.execute("select flow_key, execution_count from crewai_flows order by flow_key").fetchall()
@@ -244,7 +251,8 @@ def _install_document_tables(target):
 def test_a_migration_that_reads_differently_than_it_did_is_refused(plain, monkeypatch):
     migrate(plain.conninfo)
     changed = Migration(1, "initial", migrations()[0].text + "\n")
-    monkeypatch.setattr(migrating, "migrations", lambda: (changed,))
+    known = (changed, *migrations()[1:])
+    monkeypatch.setattr(migrating, "migrations", lambda: known)
     with pytest.raises(MigrationChanged) as refusal:
         migrate(plain.conninfo)
     assert refusal.value.name == "0001_initial.sql"
@@ -258,7 +266,7 @@ def test_a_database_of_a_later_version_is_refused(plain):
             require_current(conn)
     with pytest.raises(SchemaTooNew) as refusal:
         migrate(plain.conninfo)
-    assert (refusal.value.found, refusal.value.known) == (7, 1)
+    assert (refusal.value.found, refusal.value.known) == (7, 2)
 
 
 def test_a_server_that_is_too_old_is_refused(plain, monkeypatch):

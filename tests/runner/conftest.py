@@ -18,7 +18,7 @@ from flowledger.runner.limits import Limits
 from flowledger.runner.process import Order, Template, run
 
 ROOT = Path(__file__).parent / "flows"
-MODULES = ("house.plain", "house.faults", "house.descendants")
+MODULES = ("house.plain", "house.faults", "house.descendants", "house.hungry")
 SECRET = "a-long-s3cret-word-of-the-ledger"
 
 

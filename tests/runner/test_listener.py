@@ -60,7 +60,7 @@ def test_call_without_usage_is_unknown_and_not_zero(usage: Any) -> None:
 @pytest.fixture
 def heard() -> tuple[Listener, list[dict[str, Any]]]:
     messages: list[dict[str, Any]] = []
-    return Listener(messages.append), messages
+    return Listener(messages.append, lambda _: None), messages
 
 
 def event(kind: str, **fields: Any) -> SimpleNamespace:
@@ -90,6 +90,6 @@ def test_fault_in_the_listener_never_reaches_the_flow() -> None:
     def broken(message: dict[str, Any]) -> None:
         raise OSError("the pipe is gone")
 
-    listener = Listener(broken)
+    listener = Listener(broken, lambda _: None)
     listener.hear(object(), event("flow_started", flow_name="F"))
     listener.hear(object(), object())

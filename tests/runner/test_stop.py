@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from flowledger.domain.execution import Outcome
 from flowledger.domain.status import Status
 from flowledger.domain.timeline import LogLine
+from flowledger.runner import namespace, process
 from flowledger.runner.limits import Limits
 from tests.runner.conftest import Runner
 
@@ -114,6 +116,14 @@ async def test_lost_lease_kills_at_once(either: Runner) -> None:
     assert seconds < 3
 
 
+async def test_flow_whose_lease_ended_before_its_start_never_starts(either: Runner) -> None:
+    limits = Limits()
+    limits.held_while(lambda: False)
+    outcome = await either("house.faults:Slow", {"seconds": 50}, limits)
+    assert (outcome.error_type, outcome.began_after_ms) == ("LeaseLost", None)
+    assert either.recording.events == []
+
+
 async def test_run_without_ticks_ends_itself_after_a_lease(either: Runner) -> None:
     begun = time.monotonic()
     outcome = await either("house.faults:Slow", {"seconds": 50}, lease_seconds=1)
@@ -170,3 +180,26 @@ async def test_side_by_side_runs_do_not_mix(flow: Runner) -> None:
     )
     assert [outcome.output_state["result"]["given"] for outcome in outcomes] == [0, 1, 2, 3]
     assert all([event.sequence for event in runner.recording.events] == list(range(1, 9)) for runner in runners)
+
+
+async def test_sweep_leaves_alone_what_is_just_starting(either: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept: list[int] = []
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            process.sweep_leftovers()
+
+    def kill(pid: int, _: int) -> None:
+        # Nothing is really killed: other runs of this machine are none of this test's business.
+        swept.extend({pid}.intersection(namespace.descendants(either.template._base._process.pid)))
+
+    monkeypatch.setattr(os, "kill", kill)
+    sweeping = asyncio.create_task(asyncio.to_thread(sweep))
+    try:
+        statuses = [(await either("house.plain:Steps")).status for _ in range(8)]
+    finally:
+        done.set()
+        await sweeping
+    assert statuses == [Status.COMPLETED] * 8
+    assert swept == []

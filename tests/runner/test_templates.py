@@ -107,6 +107,13 @@ async def test_changed_source_makes_the_template_stale_and_the_next_one_runs_it(
         await old.close()
 
 
+async def test_template_whose_launcher_was_killed_is_let_go_without_complaint(storage: Path) -> None:
+    template = await Template.start(project("house.plain"), secrets=[], storage=storage, import_seconds=FAR)
+    template._base._process.kill()
+    template._base._process.wait()
+    await template.retire()
+
+
 async def test_retired_template_lets_its_run_end(namespace_template: Template) -> None:
     template = await namespace_template.renewed()
     run = asyncio.create_task(Runner(template)("house.faults:Slow", {"seconds": 0.3}))

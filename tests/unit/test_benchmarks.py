@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from benchmarks.__main__ import BENCHMARKS
-from benchmarks.figures import Figure, median, p95, show
+from benchmarks.figures import Figure, median, p95, percentile, show
 
 PROMISED = {
     "start",
@@ -19,7 +19,10 @@ PROMISED = {
     "claim",
     "hot-flow",
     "embedded",
+    "cancel",
     "idle",
+    "lost-worker",
+    "deaf-worker",
 }
 
 
@@ -38,6 +41,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
 def test_the_95th_percentile_is_a_measured_value_and_no_outlier_hides_from_it() -> None:
     assert p95(range(1, 101)) == 95
+    assert percentile(range(1, 101), 99) == 99
     assert p95([3.0]) == 3.0
     assert p95([1.0] * 18 + [9.0, 9.0]) == 9.0
     assert median([1.0, 2.0, 9.0]) == 2.0

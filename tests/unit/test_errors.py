@@ -29,6 +29,7 @@ EVERY = (
     errors.SchemaNotOurs(("a table is not ours",)),
     errors.MigrationChanged("0001_initial.sql"),
     errors.EmbeddedPostgresFailed("no room", "Make some."),
+    errors.ArchiveFailed("/archive", "no room"),
     errors.PermissionRefused("not you"),
     errors.TransitionRefused("completed cannot go to running"),
     errors.QueueFull(10_000),

@@ -70,6 +70,14 @@ async def test_kept_lease_outlives_its_length(held: Held) -> None:
         assert limits.decision is None
 
 
+async def test_worker_halted_for_longer_than_its_lease_starts_nothing_with_it(held: Held) -> None:
+    keeper = LeaseKeeper(held.service, held.worker, lease_seconds=LEASE_SECONDS)
+    for claimed_ago, may_start in ((0.0, True), (LEASE_SECONDS, False)):
+        limits = Limits()
+        with keeper.holding(held.claim, limits, boottime() - claimed_ago):
+            assert limits.may_start() is may_start
+
+
 async def test_lease_that_nobody_keeps_is_reaped(held: Held) -> None:
     await asyncio.sleep(LEASE_SECONDS + 0.1)
     assert await held.reaped() == 1

@@ -19,8 +19,8 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS = {
     "up": "Start everything here: embedded Postgres and a worker for this project.",
     "run": "Run a flow and watch it; exits by its outcome.",
-    "executions": "List, show, watch and cancel executions, and read their logs.",
-    "flows": "List the project's flows; show their graph and input schema.",
+    "executions": "List, show, watch, cancel, repeat and prune executions, and read their logs.",
+    "flows": "List the project's flows, show their graph and input schema; pause and resume them.",
     "worker": "Claim and run executions until stopped.",
     "db": "Migrate and check the database; print its reference document.",
     "doctor": "Check this machine, project and database, with a remedy for each finding.",

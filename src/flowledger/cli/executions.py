@@ -1,18 +1,29 @@
-"""`flowledger executions`: list, show, watch, logs, cancel."""
+"""`flowledger executions`: list, show, watch, logs, rerun, cancel, prune."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
-from flowledger.cli.options import DatabaseOption, DataOption, JsonOption, offering
+from flowledger.cli.options import (
+    DatabaseOption,
+    DataOption,
+    JsonOption,
+    PairsOption,
+    ProjectOption,
+    PythonOption,
+    offering,
+)
 from flowledger.domain.mode import Mode
 from flowledger.domain.status import Status
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="List, show, watch and cancel executions, and read their logs."
+    add_completion=False,
+    no_args_is_help=True,
+    help="List, show, watch, cancel, repeat and prune executions, and read their logs.",
 )
 
 _newest = offering("@last", "@failed")
@@ -121,6 +132,34 @@ def logs(
 
 
 @app.command()
+def rerun(
+    reference: Reference,
+    pairs: PairsOption = None,
+    edit: Annotated[bool, typer.Option("--edit", help="Change the inputs in $EDITOR first.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Record the execution and leave it to a worker.")] = False,
+    as_json: JsonOption = False,
+    project: ProjectOption = None,
+    python: PythonOption = None,
+    database_url: DatabaseOption = None,
+    data: DataOption = None,
+) -> None:
+    """Start a new execution with the inputs of an earlier one, changed or not; followed like `run`, same exit codes."""
+    from flowledger.cli.actions import rerun
+
+    rerun.rerun(
+        reference=reference,
+        pairs=pairs or [],
+        edit=edit,
+        detach=detach,
+        as_json=as_json,
+        project=project,
+        python=python,
+        database_url=database_url,
+        data_dir=data,
+    )
+
+
+@app.command()
 def cancel(
     references: Annotated[
         list[str], typer.Argument(metavar="EXECUTION...", show_default=False, autocompletion=_newest)
@@ -134,3 +173,37 @@ def cancel(
     from flowledger.cli.actions import executions
 
     executions.cancel(references=references, reason=reason, as_json=as_json, database_url=database_url, data_dir=data)
+
+
+@app.command()
+def prune(
+    older_than: Annotated[str, typer.Option("--older-than", help="A span like 90d, or a date.", show_default=False)],
+    status: Annotated[
+        str | None,
+        typer.Option(
+            help="One or more, comma-separated. Default: all ended ones.",
+            show_default=False,
+            autocompletion=offering(*(one for one in Status if one.is_terminal), listed=True),
+        ),
+    ] = None,
+    archive: Annotated[
+        Path | None, typer.Option(help="Directory to keep what is deleted in, as Parquet files.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be deleted; the default.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete.")] = False,
+    as_json: JsonOption = False,
+    database_url: DatabaseOption = None,
+    data: DataOption = None,
+) -> None:
+    """Delete what ended long ago, with its timeline and logs. Tells what it would do, unless given --yes."""
+    from flowledger.cli.actions import prune
+
+    prune.prune(
+        older_than=older_than,
+        status=status,
+        archive=archive,
+        delete=yes and not dry_run,
+        as_json=as_json,
+        database_url=database_url,
+        data_dir=data,
+    )

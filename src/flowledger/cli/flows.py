@@ -1,4 +1,4 @@
-"""`flowledger flows`: list, show, graph, schema."""
+"""`flowledger flows`: list, show, graph, schema of the project's; status, pause, resume of the ledger's."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from typing import Annotated
 
 import typer
 
-from flowledger.cli.options import JsonOption, ProjectOption, PythonOption, offering
+from flowledger.cli.options import DatabaseOption, DataOption, JsonOption, ProjectOption, PythonOption, offering
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="List the project's flows; show their graph and input schema."
+    add_completion=False,
+    no_args_is_help=True,
+    help="List the project's flows, show their graph and input schema; pause and resume them.",
 )
 
 Name = Annotated[str, typer.Argument(metavar="FLOW", help="Key, class name or entry point.", show_default=False)]
+Key = Annotated[str, typer.Argument(metavar="FLOW", help="The flow's key.", show_default=False)]
 
 
 @app.command("list")
@@ -54,3 +57,33 @@ def schema(name: Name, project: ProjectOption = None, python: PythonOption = Non
     from flowledger.cli.actions import flows
 
     flows.schema(name=name, project=project, python=python)
+
+
+@app.command()
+def status(as_json: JsonOption = False, database_url: DatabaseOption = None, data: DataOption = None) -> None:
+    """What the ledger's flows do now: what waits, what runs, what is paused and why."""
+    from flowledger.cli.actions import flows
+
+    flows.status(as_json=as_json, database_url=database_url, data_dir=data)
+
+
+@app.command()
+def pause(
+    key: Key,
+    reason: Annotated[str | None, typer.Option(help="Kept with the flow and shown.", show_default=False)] = None,
+    as_json: JsonOption = False,
+    database_url: DatabaseOption = None,
+    data: DataOption = None,
+) -> None:
+    """Let nothing of a flow start. What runs goes on; what is asked for waits."""
+    from flowledger.cli.actions import flows
+
+    flows.pause(key=key, reason=reason, as_json=as_json, database_url=database_url, data_dir=data)
+
+
+@app.command()
+def resume(key: Key, as_json: JsonOption = False, database_url: DatabaseOption = None, data: DataOption = None) -> None:
+    """Let a paused flow start again, whoever paused it."""
+    from flowledger.cli.actions import flows
+
+    flows.resume(key=key, as_json=as_json, database_url=database_url, data_dir=data)

@@ -96,6 +96,8 @@ def storage(settings: Settings) -> Path:
 def surroundings(settings: Settings, where: Addresses) -> Surroundings:
     """What flow code may find: nothing of the ledger's."""
     urls = {where.owner, where.worker, where.api}
+    if settings.listen_url is not None:
+        urls.add(settings.listen_url.get_secret_value())
     passwords = {password(url) for url in urls}
     return Surroundings(
         secrets=frozenset((urls | passwords) - {""}),

@@ -28,6 +28,10 @@ DataOption = Annotated[
 SlotsOption = Annotated[
     int | None, typer.Option("--slots", min=1, max=512, help="Executions to run side by side.", show_default=False)
 ]
+PairsOption = Annotated[
+    list[str] | None,
+    typer.Option("-i", "--set", metavar="KEY=VALUE", help="One input; key=@file reads a file, key:=json takes JSON."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 

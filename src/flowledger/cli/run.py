@@ -7,7 +7,8 @@ from uuid import UUID
 
 import typer
 
-from flowledger.cli.options import DatabaseOption, DataOption, JsonOption, ProjectOption, PythonOption
+from flowledger.cli.options import DatabaseOption, DataOption, JsonOption, PairsOption, ProjectOption, PythonOption
+from flowledger.domain.priority import HIGHEST_PRIORITY
 
 app = typer.Typer(add_completion=False)
 
@@ -15,12 +16,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def run(
     flow: Annotated[str, typer.Argument(help="Key, class name or entry point of the flow.", show_default=False)],
-    pairs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-i", "--set", metavar="KEY=VALUE", help="One input; key=@file reads a file, key:=json takes JSON."
-        ),
-    ] = None,
+    pairs: PairsOption = None,
     input_file: Annotated[
         str | None, typer.Option("--input", metavar="FILE|-", help="A JSON object of inputs from a file or stdin.")
     ] = None,
@@ -29,6 +25,18 @@ def run(
     ] = None,
     timeout: Annotated[
         str | None, typer.Option(help="Wall-clock limit, such as 90s, 5m, 1h.", show_default=False)
+    ] = None,
+    queue_timeout: Annotated[
+        str | None, typer.Option(help="How long it may wait for a worker; then it ends as timeout.", show_default=False)
+    ] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option(
+            min=-HIGHEST_PRIORITY,
+            max=HIGHEST_PRIORITY,
+            help="Higher starts sooner; 0 if not given.",
+            show_default=False,
+        ),
     ] = None,
     meeting: Annotated[
         UUID | None, typer.Option(help="The board meeting this run belongs to.", show_default=False)
@@ -49,6 +57,8 @@ def run(
         input_file=input_file,
         json_input=json_input,
         timeout=timeout,
+        queue_timeout=queue_timeout,
+        priority=priority,
         meeting=meeting,
         detach=detach,
         as_json=as_json,

@@ -5,7 +5,8 @@ Read by the reference document and by `check`. The SQL stands in `queries/catalo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from psycopg.rows import dict_row
@@ -181,7 +182,10 @@ def names(conn: Connection, name: str) -> list[str]:
 def _tables(conn: Connection, headings: list[dict[str, Any]], oids: list[int]) -> tuple[Table, ...]:
     parts: dict[str, dict[int, list[Any]]] = {
         "columns": _by_table(conn, "columns", Column, oids),
-        "constraints": _by_table(conn, "constraints", Constraint, oids),
+        "constraints": {
+            oid: [replace(one, definition=_as_first_written(one.definition)) for one in found]
+            for oid, found in _by_table(conn, "constraints", Constraint, oids).items()
+        },
         "indexes": _by_table(conn, "indexes", Index, oids),
         "policies": _by_table(conn, "policies", Policy, oids),
         "triggers": _by_table(conn, "triggers", Trigger, oids),
@@ -196,6 +200,18 @@ def _table(heading: dict[str, Any], parts: dict[str, dict[int, list[Any]]]) -> T
     for name, found in parts.items():
         facts[name] = tuple(found.get(oid, ()))
     return Table(**facts)
+
+
+_RESTORED_LIST = re.compile(r"ANY \(ARRAY\[((?:\('\w+'::character varying\)::text(?:, )?)+)\]\)")
+
+
+def _as_first_written(definition: str) -> str:
+    """After a dump and a restore Postgres words `varchar in (...)` in another way, which means the same."""
+    return _RESTORED_LIST.sub(lambda found: f"ANY ((ARRAY[{_without_casts(found[1])}])::text[])", definition)
+
+
+def _without_casts(literals: str) -> str:
+    return re.sub(r"\(('\w+'::character varying)\)::text", r"\1", literals)
 
 
 Kind = TypeVar("Kind")

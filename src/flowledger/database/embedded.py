@@ -156,11 +156,14 @@ def _join_or_start(place: Place) -> Running:
         raise EmbeddedPostgresFailed("another process has been starting it for too long", f"See {place.log}.")
     try:
         deadline = time.monotonic() + _START_SECONDS
+        before = supervisor.log_size(place.log)
         while time.monotonic() < deadline:
             running = _join(place, deadline) or _start(place)
             if running is not None:
                 return running
-        raise EmbeddedPostgresFailed("it accepted no connection in time", f"See {place.log}.")
+        # A supervisor that cannot start it, for a full disk perhaps, goes on trying.
+        reason = supervisor.last_words(place.log, before) or "it accepted no connection in time"
+        raise EmbeddedPostgresFailed(reason, _remedy(reason, place))
     finally:
         os.close(start)
 

@@ -12,7 +12,11 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection, sql
 
+from flowledger.database.session import Patience
+
 _LONGEST_PAUSE_SECONDS = 10.0
+_QUIET_SECONDS = 60.0
+_ANSWER_SECONDS = 10.0
 
 
 async def listen(conninfo: str, channels: Collection[str], wake: Callable[[str], None]) -> None:
@@ -28,11 +32,19 @@ async def listen(conninfo: str, channels: Collection[str], wake: Callable[[str],
                 for channel in channels:
                     wake(channel)
                 pause = 0.1
-                async for notification in connection.notifies():
-                    wake(notification.channel)
+                while True:
+                    async for notification in connection.notifies(timeout=_QUIET_SECONDS):
+                        wake(notification.channel)
+                    await _ask_for_a_word(connection)
         except psycopg.OperationalError:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+
+async def _ask_for_a_word(connection: AsyncConnection[Any]) -> None:
+    """Raises OperationalError when the silence is the network's: a proxy in between answers keepalives by itself."""
+    with Patience(connection, asyncio.get_running_loop().time() + _ANSWER_SECONDS):
+        await connection.execute("select")
 
 
 # A connection whose other end is gone without a word is noticed within about half a minute.

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 OLDEST_SERVER = 14
 """The major version of Postgres that the schema is made for, at least."""
 
+_LOCK_SECONDS = 10
+
 _FILE_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
 _HEADER = re.compile(r"-- Migration \d{4}, (\d{4})-(\d\d)-(\d\d)\.")
 
@@ -66,8 +68,8 @@ class Migration:
 def migrate(conninfo: str) -> list[Migration]:
     """Applies what is missing and answers with it.
 
-    Raises DatabaseUnreachable, ServerTooOld, SchemaTooNew, MigrationChanged, SchemaNotOurs (nothing is changed then) or
-    PermissionRefused.
+    Raises DatabaseUnreachable, ServerTooOld, SchemaTooNew, MigrationChanged, SchemaNotOurs, DatabaseBusy when a table
+    stays locked by others (nothing is changed then), or PermissionRefused.
     """
     with translated(conninfo), _connect(conninfo) as conn:
         _require_server(conn)
@@ -129,6 +131,8 @@ def _apply_if_missing(conn: Connection, migration: Migration) -> bool:
     with conn.transaction():
         conn.execute("set local client_min_messages = warning")
         conn.execute(query("migrations", "take_turns"))
+        # Whoever waits for a table makes all who come after wait too: better to give up and be run again.
+        conn.execute(f"set local lock_timeout = '{_LOCK_SECONDS}s'")
         applied = _applied(conn)
         _require_known(applied)
         missing = migration.version not in applied

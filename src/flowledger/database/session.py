@@ -6,10 +6,13 @@ worker's `service()` is a plain autocommit connection: what it calls are single 
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import select
+import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
@@ -35,6 +38,8 @@ from flowledger.errors import (
 Connection = AsyncConnection[DictRow]
 
 CONNECT_SECONDS = 10
+ANSWER_SECONDS = 30.0
+"""A connection that says nothing for so long is given up. What it was asked may still be carried out."""
 _IDLE_IN_TRANSACTION_MS = 30_000
 _LOCK_TIMEOUT_MS = 2_000
 _DEEPEST_JSON = 200
@@ -74,7 +79,13 @@ class Database:
             check=_check,
             connection_class=AsyncConnection[DictRow],
             configure=_configure,
-            kwargs={"row_factory": dict_row, "autocommit": True, "connect_timeout": CONNECT_SECONDS},
+            kwargs={
+                "row_factory": dict_row,
+                "autocommit": True,
+                "connect_timeout": CONNECT_SECONDS,
+                # Behind a pooler in transaction mode the next statement may meet another server process.
+                "prepare_threshold": None,
+            },
         )
 
     async def __aenter__(self) -> Self:
@@ -90,18 +101,33 @@ class Database:
     @asynccontextmanager
     async def session(self, claims: Claims) -> AsyncIterator[Connection]:
         """One transaction as `claims`. Raises the ledger's errors in place of the driver's."""
-        with translated(self.conninfo):
-            # Leaving the pool's block commits, or rolls back after an error.
-            async with self._pool.connection() as connection:
-                await connection.execute(_begin(claims))
-                yield connection
+        async with self._connection(ANSWER_SECONDS) as connection:
+            await connection.execute(_begin(claims))
+            yield connection
+            await connection.commit()
 
     @asynccontextmanager
-    async def service(self) -> AsyncIterator[Connection]:
-        """A connection as the login role, which inherits the service role; every statement is a transaction."""
+    async def service(self, patience: float = ANSWER_SECONDS) -> AsyncIterator[Connection]:
+        """A connection as the login role, which inherits the service role; every statement is a transaction.
+
+        Raises DatabaseUnreachable when there is no answer within `patience` seconds.
+        """
+        async with self._connection(patience) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _connection(self, patience: float) -> AsyncIterator[Connection]:
+        silence_ends = asyncio.get_running_loop().time() + patience
         with translated(self.conninfo):
-            async with self._pool.connection() as connection:
-                yield connection
+            # Leaving the pool's block rolls back what an error left open.
+            async with self._pool.connection(timeout=min(patience, CONNECT_SECONDS)) as connection:
+                with Patience(connection, silence_ends) as patient:
+                    try:
+                        yield connection
+                    finally:
+                        if patient.has_ended:
+                            # The others were made through the same network and may be as dead.
+                            await self._pool.drain()
 
 
 @lru_cache(maxsize=1024)
@@ -156,6 +182,32 @@ async def _check(connection: Connection) -> None:
     arrived.register(connection.fileno(), select.POLLIN)
     if arrived.poll(0):
         await AsyncConnectionPool.check_connection(connection)
+
+
+class Patience:
+    """Shuts the connection's socket when it is `ends_at` by the loop's clock and its block still waits.
+
+    A server that left without a word, or a proxy that forgot the connection, would be waited for without end; and to
+    cancel a statement is to ask the same silent server for an answer.
+    """
+
+    def __init__(self, connection: AsyncConnection[Any], ends_at: float) -> None:
+        self._connection = connection
+        self._ends_at = ends_at
+        self.has_ended = False
+
+    def __enter__(self) -> Self:
+        self._timer = asyncio.get_running_loop().call_at(self._ends_at, self._hang_up)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _hang_up(self) -> None:
+        self.has_ended = True
+        if not self._connection.closed:
+            with socket.socket(fileno=os.dup(self._connection.fileno())) as wire, suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

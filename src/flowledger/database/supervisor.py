@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ DATABASE = "flowledger"
 PORT = 5432
 ROLES = ("flowledger", "flowledger_worker", "flowledger_api")
 
-_RESTART_PAUSES = (0.0, 0.2, 1.0, 3.0, 10.0)
+_RESTART_PAUSES = (0.0, 0.2, 1.0, 3.0)
+_LONGEST_RESTART_PAUSE = 10.0
 _SECONDS_THAT_COUNT_AS_STABLE = 60.0
 _SECONDS_TO_ANSWER = 120.0
 _SECONDS_FOR_THE_LAST_ONE_TO_END = 30.0
@@ -242,10 +244,10 @@ def _supervise(plan: Plan) -> None:
 
 
 def _watch(plan: Plan, socket_dir: Path, server: subprocess.Popen[bytes]) -> subprocess.Popen[bytes] | None:
-    """Returns when nobody uses the server any more or somebody asks to stop; None when it could not be kept alive."""
+    """Returns when nobody uses the server any more or somebody asks to stop; None when it does not run by then."""
     threading.Thread(target=_wait_until_unused, args=(plan,), daemon=True).start()
     signal.setitimer(signal.ITIMER_REAL, _LOG_LOOK_SECONDS, _LOG_LOOK_SECONDS)
-    pauses: Iterator[float] = iter(_RESTART_PAUSES)
+    pauses: Iterator[float] = _restart_pauses()
     started = time.monotonic()
     while True:
         happened = signal.sigwait(_TAKEN_UP)
@@ -256,7 +258,7 @@ def _watch(plan: Plan, socket_dir: Path, server: subprocess.Popen[bytes]) -> sub
         elif server.poll() is not None:
             _say(f"Postgres ended ({_how(server.returncode)}) while it was in use; starting it again")
             if time.monotonic() - started > _SECONDS_THAT_COUNT_AS_STABLE:
-                pauses = iter(_RESTART_PAUSES)
+                pauses = _restart_pauses()
             restarted = _restart(plan, socket_dir, pauses)
             if restarted is None:
                 return None
@@ -270,16 +272,20 @@ def _wait_until_unused(plan: Plan) -> None:
     os.kill(os.getpid(), signal.SIGUSR1)
 
 
+def _restart_pauses() -> Iterator[float]:
+    """A disk that is full may have room again in an hour, so whoever uses the server gets it back in the end."""
+    return chain(_RESTART_PAUSES, repeat(_LONGEST_RESTART_PAUSE))
+
+
 def _restart(plan: Plan, socket_dir: Path, pauses: Iterator[float]) -> subprocess.Popen[bytes] | None:
+    """None when nobody wants it any more."""
     for pause in pauses:
-        if signal.sigpending() & {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}:
+        if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}, pause) is not None:
             return None
-        time.sleep(pause)
         try:
             return _start(plan, socket_dir)
         except (Failed, OSError) as failure:
             _say(f"Postgres did not start again: {failure}")
-    _say("Postgres ended too often; giving up until somebody starts it anew")
     return None
 
 
@@ -293,7 +299,7 @@ def _start(plan: Plan, socket_dir: Path) -> subprocess.Popen[bytes]:
         raise Failed(f"another Postgres still uses {place.cluster}")
     _keep_log_small(place.log)
     settings = [part for name, value in _FIXED.items() for part in ("-c", f"{name}={value}")]
-    before = _log_size(place.log)
+    before = log_size(place.log)
     try:
         _forget_stale_pid_file(place.cluster)
         _forget_socket(socket_dir)
@@ -314,7 +320,7 @@ def _wait_until_it_answers(plan: Plan, socket_dir: Path, server: subprocess.Pope
     deadline = time.monotonic() + _SECONDS_TO_ANSWER
     while not answers(plan.binaries, str(socket_dir)):
         if server.poll() is not None:
-            raise Failed(_last_words(plan.place.log, before) or f"postgres ended: {_how(server.returncode)}")
+            raise Failed(last_words(plan.place.log, before) or f"postgres ended: {_how(server.returncode)}")
         if time.monotonic() > deadline:
             _stop(plan, server)
             raise Failed(f"it accepted no connection within {_SECONDS_TO_ANSWER:.0f} s")
@@ -436,7 +442,7 @@ def _make_cluster_if_missing(plan: Plan) -> None:
     if place.home.exists():
         return
     new = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=place.data_dir))
-    before = _log_size(place.log)
+    before = log_size(place.log)
     try:
         if plan.uid is not None:
             new.chmod(0o711)
@@ -447,7 +453,7 @@ def _make_cluster_if_missing(plan: Plan) -> None:
         new.rename(place.home)
         _sync(place.data_dir)
     except (Failed, OSError) as failure:
-        reason = _last_words(place.log, before) or str(failure)
+        reason = last_words(place.log, before) or str(failure)
         shutil.rmtree(new, ignore_errors=True)
         raise Failed(reason) from failure
 
@@ -608,14 +614,14 @@ def _keep_log_small(log: Path) -> None:
             os.truncate(log, 0)
 
 
-def _log_size(log: Path) -> int:
+def log_size(log: Path) -> int:
     try:
         return log.stat().st_size
     except OSError:
         return 0
 
 
-def _last_words(log: Path, since: int) -> str:
+def last_words(log: Path, since: int) -> str:
     """Why Postgres says it could not go on: the last complaint it logged after the position `since`."""
     try:
         with log.open("rb") as file:

@@ -11,7 +11,9 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from flowledger.domain.controls import LONGEST_SECONDS
 from flowledger.domain.mode import Mode
+from flowledger.domain.priority import HIGHEST_PRIORITY
 from flowledger.domain.status import Status
 from flowledger.errors import InvalidInput
 
@@ -45,7 +47,9 @@ def _shortened(flow_key: str) -> str:
 class NewExecution:
     """What a caller asks for. Everything else is decided by the ledger.
 
-    `timeout_seconds` None means the flow's own or the default timeout. `execution_key` None lets the database make one.
+    `timeout_seconds` None means the flow's own or the default timeout, `queue_seconds` None that it waits as long as
+    its flow may. Higher `priority` starts sooner; None is 0. `execution_key` None lets the database make one.
+    `rerun_of` is the execution that this one repeats.
     """
 
     flow_key: str
@@ -53,6 +57,9 @@ class NewExecution:
     board_meeting_id: UUID | None = None
     execution_key: str | None = None
     timeout_seconds: float | None = None
+    queue_seconds: float | None = None
+    priority: int | None = None
+    rerun_of: UUID | None = None
     metadata: JsonObject = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,14 +69,28 @@ class NewExecution:
                 f"has {len(self.execution_key)} characters, the limit is {EXECUTION_KEY_LENGTH}",
                 "Leave it out and the ledger makes one.",
             )
-        if self.timeout_seconds is not None and not 0 < self.timeout_seconds <= LONGEST_TIMEOUT_SECONDS:
+        _require_span("timeout", self.timeout_seconds)
+        _require_span("queue timeout", self.queue_seconds)
+        if self.priority is not None and not -HIGHEST_PRIORITY <= self.priority <= HIGHEST_PRIORITY:
             raise InvalidInput(
-                "timeout", f"must be between 0 and {LONGEST_TIMEOUT_SECONDS:,} seconds, not {self.timeout_seconds:g}"
+                "priority", f"must be from -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}, not {self.priority}"
             )
 
+    @property
+    def asked_for(self) -> JsonObject:
+        """The metadata to store: the caller's own, and beside it what is asked of the ledger."""
+        asked = {
+            "timeout_seconds": self.timeout_seconds,
+            "queue_seconds": self.queue_seconds,
+            "priority": self.priority,
+            "rerun_of": None if self.rerun_of is None else str(self.rerun_of),
+        }
+        return {**self.metadata, **{name: value for name, value in asked.items() if value is not None}}
 
-LONGEST_TIMEOUT_SECONDS = 2_147_483
-"""About 24.8 days: `duration_ms` is a four-byte integer."""
+
+def _require_span(name: str, seconds: float | None) -> None:
+    if seconds is not None and not 0.001 <= seconds <= LONGEST_SECONDS:
+        raise InvalidInput(name, f"must be between 0.001 and {LONGEST_SECONDS:,} seconds, not {seconds:g}")
 
 
 @dataclass(frozen=True)

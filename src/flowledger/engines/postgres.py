@@ -20,7 +20,9 @@ _SECOND_LOOK_SECONDS = 0.1
 
 
 class PostgresEngine:
-    """Claims for one worker. `among`, unless None, narrows it to these executions."""
+    """Claims for one worker. `answered` is called after each look at the queue, whether it found anything or not.
+    `among`, unless None, narrows it to these executions.
+    """
 
     def __init__(
         self,
@@ -30,6 +32,7 @@ class PostgresEngine:
         lease_seconds: float,
         poll_seconds: float,
         clock: Callable[[], float],
+        answered: Callable[[], None] = lambda: None,
         among: Sequence[UUID] | None = None,
     ) -> None:
         self._database = database
@@ -42,6 +45,7 @@ class PostgresEngine:
         self._pause = min(_SECOND_LOOK_SECONDS, poll_seconds)
         self._closed = False
         self._clock = clock
+        self._answered = answered
         self.asked_at = 0.0
         """By `clock`, just before the latest claim was sent: its leases began no earlier."""
 
@@ -72,6 +76,7 @@ class PostgresEngine:
             async with self._database.service() as connection:
                 self.asked_at = self._clock()
                 claims = await executions.claim(connection, self._worker, timeouts(), slots, self._lease, self._among)
+            self._answered()
             # What was committed while this worker was not yet marked as waiting has notified nobody: the first short
             # claim marks it, the one after sees everything.
             self._marked_waiting = len(claims) < slots

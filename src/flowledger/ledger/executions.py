@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -25,9 +26,7 @@ async def record(connection: Connection, new: NewExecution) -> Execution:
 
     Raises FlowNotFound, InvalidInput (the key is taken), QueueFull, PermissionRefused.
     """
-    metadata = dict(new.metadata)
-    if new.timeout_seconds is not None:
-        metadata["timeout_seconds"] = new.timeout_seconds
+    metadata = new.asked_for
     try:
         row = await _one(
             connection,
@@ -109,7 +108,7 @@ async def finish(connection: Connection, execution: UUID, fence: int, outcome: O
     for rung in (outcome, _not_storable(outcome), Outcome(Status.FAILED, error_type="OutputNotStorable")):
         try:
             return await _finish(connection, execution, fence, rung)
-        except (psycopg.Error, ValueError) as unfit:
+        except (psycopg.Error, ValueError, TypeError, RecursionError) as unfit:
             if _passes(unfit):
                 raise
             refusal = unfit
@@ -129,19 +128,30 @@ _FINAL = ("54", "FL")
 
 
 def _clamped(outcome: Outcome) -> Outcome:
-    """What the flow's process counted may be anything; the column is an integer from 0 up."""
-    counted = outcome.token_count
-    if counted is None or 0 <= counted <= _MOST_TOKENS:
+    """What the flow's process counted may be anything; the columns hold what lies between two bounds."""
+    given = {"token_count": outcome.token_count, "cost_usd": outcome.cost_usd, "began_after_ms": outcome.began_after_ms}
+    fit = {name: _fit(value, *_BOUNDS[name]) for name, value in given.items()}
+    true = {name: str(given[name])[:100] for name in given if fit[name] != given[name]}
+    if not true:
         return outcome
-    clamped = {**outcome.metadata.get("clamped", {}), "token_count": str(counted)[:100]}
-    return replace(
-        outcome,
-        token_count=min(max(counted, 0), _MOST_TOKENS),
-        metadata={**outcome.metadata, "clamped": clamped},
-    )
+    metadata = {**outcome.metadata, "clamped": {**outcome.metadata.get("clamped", {}), **true}}
+    return replace(outcome, metadata=metadata, **fit)
 
 
-_MOST_TOKENS = 2**31 - 1
+def _fit(value: Any, least: Any, most: Any) -> Any:
+    """The nearest that the column holds; None for what is no number."""
+    # Only NaN differs from itself.
+    if value is None or value != value:
+        return None
+    return min(max(value, least), most)
+
+
+_MOST_INTEGER = 2**31 - 1
+_BOUNDS = {
+    "token_count": (0, _MOST_INTEGER),
+    "cost_usd": (Decimal(0), Decimal("999999.9999")),
+    "began_after_ms": (0, _MOST_INTEGER),
+}
 
 
 async def _finish(connection: Connection, execution: UUID, fence: int, outcome: Outcome) -> Finish:
@@ -165,13 +175,16 @@ async def _finish(connection: Connection, execution: UUID, fence: int, outcome: 
 
 
 def _not_storable(outcome: Outcome) -> Outcome:
-    size = len(json.dumps(outcome.output_state, default=repr))
+    try:
+        size = f"{len(json.dumps(outcome.output_state, default=repr)):,} bytes"
+    except (ValueError, TypeError, RecursionError):
+        size = "a size that cannot be told"
     return replace(
         outcome,
         status=Status.FAILED if outcome.status is Status.COMPLETED else outcome.status,
         output_state=None,
         error_type="OutputNotStorable",
-        error_message=f"Postgres cannot store this {outcome.status} outcome; its output has {size:,} bytes.",
+        error_message=f"Postgres cannot store this {outcome.status} outcome; its output has {size}.",
         error_stack=None,
         token_count=None,
         cost_usd=None,
@@ -195,6 +208,11 @@ async def reap(connection: Connection, grace: timedelta) -> list[tuple[UUID, Sta
     """Ends running executions whose lease ran out more than `grace` ago, by the database's clock."""
     rows = await _all(connection, query("executions", "reap"), grace=grace)
     return [(row["execution_id"], Status(row["status"])) for row in rows]
+
+
+async def expire(connection: Connection) -> list[UUID]:
+    """Ends pending executions that waited longer than they may."""
+    return [row["execution_id"] for row in await _all(connection, query("executions", "expire"))]
 
 
 # -- Reading ----------------------------------------------------------------------------------------------------------
@@ -312,6 +330,24 @@ async def transitions(connection: Connection, execution: UUID) -> list[Transitio
         )
         for row in rows
     ]
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """That `execution_id` repeats `of_execution`: as a `rerun` somebody asked for, or a `retry` by its flow's policy.
+
+    `attempt` counts the whole chain, whose first execution is 1.
+    """
+
+    execution_id: UUID
+    of_execution: UUID
+    kind: str
+    attempt: int
+
+
+async def reruns(connection: Connection, execution: UUID) -> list[Rerun]:
+    """What the execution repeats and what repeats it, as far as the session may see."""
+    return [Rerun(**row) for row in await _all(connection, query("executions", "reruns"), execution=execution)]
 
 
 def _execution(row: Mapping[str, Any]) -> Execution:

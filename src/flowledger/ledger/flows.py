@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,9 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from flowledger.database.session import Connection
+from flowledger.domain.controls import FlowControls
 from flowledger.domain.flow import Flow
+from flowledger.errors import FlowNotFound
 from flowledger.sql import query
 
 
@@ -35,15 +37,20 @@ class KnownFlow:
 
 @dataclass(frozen=True)
 class Remembered:
-    """A discovered flow and the row it has in the ledger."""
+    """A discovered flow, the row it has in the ledger, and what its project says about it."""
 
     flow: Flow
     id: UUID
     version: int
+    controls: FlowControls = field(default_factory=FlowControls)
 
 
-async def remember(connection: Connection, flows: Iterable[Flow]) -> list[Remembered]:
-    """Stores discovered flows; one whose fingerprint changed gets a new version."""
+async def remember(
+    connection: Connection, flows: Iterable[Flow], controls: Mapping[str, FlowControls] | None = None
+) -> list[Remembered]:
+    """Stores discovered flows with their controls (flow key -> controls); one whose fingerprint changed gets a new
+    version.
+    """
     remembered = []
     for flow in flows:
         row = await (
@@ -66,8 +73,51 @@ async def remember(connection: Connection, flows: Iterable[Flow]) -> list[Rememb
             )
         ).fetchone()
         assert row is not None
-        remembered.append(Remembered(flow, row["id"], row["version"]))
+        of_flow = (controls or {}).get(flow.key, FlowControls())
+        await connection.execute(
+            query("flows", "set_controls"), {"flow": row["id"], "controls": Jsonb(of_flow.for_database())}
+        )
+        remembered.append(Remembered(flow, row["id"], row["version"], of_flow))
     return remembered
+
+
+@dataclass(frozen=True)
+class FlowStatus:
+    """What a flow does now. `waiting` and `running` count executions; `paused_by` a crash loop is `flowledger`."""
+
+    id: UUID
+    flow_key: str
+    version: int
+    waiting: int
+    running: int
+    concurrency: int | None
+    concurrency_per_user: int | None
+    retries: int
+    paused_at: datetime | None
+    paused_by: str | None
+    paused_reason: str | None
+
+
+async def statuses(connection: Connection) -> list[FlowStatus]:
+    """What each active flow does now, by key. For operators."""
+    return [FlowStatus(**row) for row in await (await connection.execute(query("flows", "statuses"))).fetchall()]
+
+
+async def pause(connection: Connection, flow_key: str, reason: str | None) -> bool:
+    """Lets nothing of the flow start until it is resumed. True if that changed anything. Raises FlowNotFound."""
+    return await _changed(connection, "pause", flow_key, {"reason": reason})
+
+
+async def resume(connection: Connection, flow_key: str) -> bool:
+    """Lets a paused flow start again. True if that changed anything. Raises FlowNotFound."""
+    return await _changed(connection, "resume", flow_key, {})
+
+
+async def _changed(connection: Connection, how: str, flow_key: str, values: dict[str, Any]) -> bool:
+    row = await (await connection.execute(query("flows", how), {"key": flow_key, **values})).fetchone()
+    if row is None:
+        raise FlowNotFound(flow_key)
+    return bool(row["changed"])
 
 
 async def list_(connection: Connection) -> list[KnownFlow]:

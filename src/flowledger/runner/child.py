@@ -17,6 +17,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from flowledger.runner import encode, stack, wire
 from flowledger.runner.listener import Listener
 
 _LEAVE_SECONDS = 2.0
+_LARGEST_STATE = 1 << 18
+_FREE_SECONDS = 0.02
 _LONGEST_MESSAGE = 16_384
 _LONGEST_TYPE = 100
 
@@ -71,7 +74,7 @@ def _run(order: dict[str, Any], reporter: _Reporter, control: socket.socket) -> 
     _prepare_crewai(order["execution_id"], control)
     flow = build(order["entry_point"], order["inputs"])
     reporter.flow = flow
-    listener = Listener(reporter.send)
+    listener = Listener(reporter.send, reporter.keep_state)
     if not listener.attach(flow):
         listener.begin()
     reporter.complete(_kickoff(flow, order["inputs"]))
@@ -257,9 +260,22 @@ class _Reporter:
         self.flow: Any = None
         self.roots: tuple[str, ...] = ()
         self.most_bytes = 1 << 20
+        self._kept = b""
+        self._keeping = _Allowance()
 
     def send(self, message: dict[str, Any]) -> None:
         self._write(wire.pack(message))
+
+    def keep_state(self, state: Any) -> None:
+        """What there is to show if the flow is killed before it ends. Left out when it would slow the flow down."""
+        if state is None or self._keeping.is_used_up:
+            return
+        with self._keeping:
+            value, changes = encode.encode({"state": state})
+            body, left_out = encode.dump(value, min(self.most_bytes, _LARGEST_STATE))
+            if body != self._kept:
+                self._kept = body
+                self._send_with_output("state", body, {"changes": changes, "left_out": left_out})
 
     def complete(self, result: Any) -> None:
         value, changes = encode.encode({"state": _state(self.flow), "result": result})
@@ -272,17 +288,39 @@ class _Reporter:
     def _finish(self, kind: str, value: Any, facts: dict[str, Any]) -> None:
         """The output is its own JSON text, put into the frame as it is: it may be long, and was measured already."""
         body, left_out = encode.dump(value, self.most_bytes)
-        head = wire.pack({"kind": kind, "left_out": left_out, **facts})[5:]
         with contextlib.suppress(OSError):
-            self._write(wire.pack_json(head[:-1] + b',"output":' + body + b"}"))
+            self._send_with_output(kind, body, {"left_out": left_out, **facts})
             return
         os.write(2, b"flowledger: the flow closed a descriptor that it had not opened; its result is lost\n")
+
+    def _send_with_output(self, kind: str, body: bytes, facts: dict[str, Any]) -> None:
+        head = wire.pack({"kind": kind, **facts})[5:]
+        self._write(wire.pack_json(head[:-1] + b',"output":' + body + b"}"))
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         with self._lock:
             while view:
                 view = view[os.write(self._frames, view) :]
+
+
+class _Allowance:
+    """A share of the flow's time for work that it did not ask for: a little at once, a twentieth from then on."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._spent = 0.0
+        self._entered = 0.0
+
+    @property
+    def is_used_up(self) -> bool:
+        return self._spent > _FREE_SECONDS + (time.monotonic() - self._begun) / 20
+
+    def __enter__(self) -> None:
+        self._entered = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._spent += time.monotonic() - self._entered
 
 
 def _state(flow: Any) -> Any:

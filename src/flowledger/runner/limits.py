@@ -19,6 +19,10 @@ class ErrorType(StrEnum):
     """The worker could not renew its lease, so the run was killed; another may decide its outcome."""
     WORKER_STOPPED = "WorkerStopped"
     """The worker was told to stop at once, and took the run with it."""
+    MEMORY_LIMIT = "MemoryLimit"
+    """The run's processes took more memory together than the flow may have, and were killed."""
+    PROCESS_LIMIT = "ProcessLimit"
+    """The run had more processes than the flow may have, and they were killed."""
     PROCESS_EXITED = "ProcessExited"
     """The flow's process ended by itself (sys.exit, os._exit) before the flow returned."""
     PROCESS_KILLED = "ProcessKilled"
@@ -67,6 +71,7 @@ class Limits:
         self.decision: Decision | None = None
         self._decided = asyncio.Event()
         self._on_tick: Callable[[], None] | None = None
+        self._is_held: Callable[[], bool] = lambda: True
 
     def cancel(self, reason: str | None) -> None:
         """The owner's wish: ask the flow to stop, then make it."""
@@ -89,6 +94,16 @@ class Limits:
         """A renewal succeeded: the run's own watchdog may rest for another lease."""
         if self._on_tick is not None:
             self._on_tick()
+
+    def held_while(self, is_held: Callable[[], bool]) -> None:
+        """`is_held` tells without asking anybody whether the lease is surely ours."""
+        self._is_held = is_held
+
+    def may_start(self) -> bool:
+        """Asked right before the flow gets its order. Whoever was halted since the last renewal must not start it."""
+        if not self._is_held():
+            self.lose()
+        return self.decision is None or self.decision.stop is not Stop.LOST
 
     async def decided(self) -> Decision:
         """Waits until there is a reason to stop."""

@@ -16,6 +16,7 @@ from typing import Any
 from flowledger.runner.encode import clean
 
 Emit = Callable[[dict[str, Any]], None]
+Keep = Callable[[Any], None]
 
 _LONGEST_FIELD = 500
 _LLM_COMPLETED = "llm_completed"
@@ -49,14 +50,20 @@ _KINDS: dict[str, tuple[str, str]] = {
 }
 """CrewAI's event type -> our kind, and the field that names what it is about."""
 
+_KINDS_WITH_STATE = ("method_started", "method_finished")
+
 _FIELDS = ("agent_role", "task_name", "call_id", "finish_reason", "from_cache", "run_attempts")
 
 
 class Listener:
-    """Emits one message per event of interest. `began` is emitted once, when the run's own flow starts."""
+    """Emits one message per event of interest. `began` is emitted once, when the run's own flow starts.
 
-    def __init__(self, emit: Emit) -> None:
+    `keep` is given the state of the run's own flow at the begin and the end of each of its methods.
+    """
+
+    def __init__(self, emit: Emit, keep: Keep) -> None:
         self._emit = emit
+        self._keep = keep
         self._pid = os.getpid()
         self._root: Any = None
         self._began = False
@@ -88,6 +95,9 @@ class Listener:
     def _record(self, source: Any, event: Any, kind: str, name_field: str) -> None:
         if kind == "flow_started" and source is self._root:
             self.begin()
+        if kind in _KINDS_WITH_STATE and source is self._root:
+            # CrewAI has made this copy already, so no method changes it while it is read.
+            self._keep(vars(event).get("state"))
         if kind == _LLM_FAILED and self._is_repeated(event):
             return
         fields = self._fields(source, event, kind)

@@ -39,6 +39,12 @@ def become_subreaper() -> None:
     _call("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def offer_to_memory_killer() -> None:
+    """When the machine runs out of memory, a run goes before the worker, the database and the rest of the system."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+        file.write("500")
+
+
 def rename_process(name: str) -> None:
     _call("prctl", _PR_SET_NAME, ctypes.c_char_p(name.encode()), 0, 0, 0)
 
@@ -169,6 +175,28 @@ def descendants(ancestor: int) -> list[int]:
             found.append(pid)
             queue.append(pid)
     return found
+
+
+def children_of_children(ancestor: int) -> list[int]:
+    """The same without looking at the whole machine; one that is born or orphaned meanwhile may be missed."""
+    found, queue = [], [ancestor]
+    while queue:
+        for pid in _children(queue.pop()):
+            found.append(pid)
+            queue.append(pid)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    children: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
+            with (
+                contextlib.suppress(OSError),
+                open(f"/proc/{pid}/task/{thread}/children", "rb") as file,  # noqa: PTH123
+            ):
+                children += map(int, file.read().split())
+    return children
 
 
 def _family(pid: str) -> int | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from flowledger.domain.execution import JsonObject, Outcome
 from flowledger.domain.status import Status
 from flowledger.domain.usage import Usage
+from flowledger.runner.bounds import Bounds
 from flowledger.runner.limits import Decision, ErrorType
 
 _HINTS = {
@@ -74,10 +75,15 @@ class Evidence:
     start: str
     crewai_version: str
     python_version: str
+    bounds: Bounds = field(default_factory=Bounds)
     report: JsonObject | None = None
+    state_so_far: JsonObject | None = None
+    """What a run that is killed leaves: its state after the last step that it ended."""
     frames_broken: bool = False
     wait_status: int | None = None
     peak_memory_bytes: int | None = None
+    peak_processes: int | None = None
+    exceeded: ErrorType | None = None
     lease_expired: bool = False
     unkillable: bool = False
     began_after_ms: int | None = None
@@ -96,18 +102,21 @@ def conclude(evidence: Evidence, decision: Decision | None) -> Outcome:
         verdict = _Verdict(Status.COMPLETED)
     elif report.get("kind") == "error" and "exit_status" not in report:
         verdict = _Verdict(Status.FAILED, report["error_type"], report["error_message"])
+    elif evidence.exceeded is not None:
+        verdict = _exceeded(evidence, evidence.exceeded)
     else:
         verdict = _died(evidence, report)
+    left = report or evidence.state_so_far or {}
     stack = None if verdict.status is Status.COMPLETED or report.get("stopped") else report.get("error_stack")
     return Outcome(
         status=verdict.status,
-        output_state=report.get("output"),
+        output_state=left.get("output"),
         error_type=verdict.error_type,
         error_message=verdict.message,
         error_stack=stack,
         token_count=evidence.tokens.count,
         began_after_ms=evidence.began_after_ms,
-        metadata=_metadata(evidence, report),
+        metadata=_metadata(evidence, left),
     )
 
 
@@ -116,6 +125,18 @@ class _Verdict:
     status: Status
     error_type: str | None = None
     message: str | None = None
+
+
+def _exceeded(evidence: Evidence, error: ErrorType) -> _Verdict:
+    if error is ErrorType.MEMORY_LIMIT:
+        had, limit = _size(evidence.peak_memory_bytes), _size(evidence.bounds.memory_bytes)
+        return _Verdict(Status.FAILED, error, f"the run took {had} of memory; its limit is {limit}")
+    had, limit = f"{evidence.peak_processes:,}", f"{evidence.bounds.processes:,}"
+    return _Verdict(Status.FAILED, error, f"the run had {had} processes; its limit is {limit}")
+
+
+def _size(number: int | None) -> str:
+    return f"{(number or 0) / 1_048_576:,.0f} MiB"
 
 
 def _died(evidence: Evidence, report: JsonObject) -> _Verdict:
@@ -142,14 +163,17 @@ def _died(evidence: Evidence, report: JsonObject) -> _Verdict:
     return _Verdict(Status.FAILED, ErrorType.PROCESS_EXITED, f"exit status {status} before the flow returned")
 
 
-def _metadata(evidence: Evidence, report: JsonObject) -> JsonObject:
+def _metadata(evidence: Evidence, left: JsonObject) -> JsonObject:
     optional = {
         "usage": evidence.tokens.as_metadata() if evidence.tokens.calls or evidence.tokens.failed_calls else None,
-        "output_changes": report.get("changes"),
-        "output_left_out": report.get("left_out"),
-        "clamped": report.get("clamped"),
+        "output_changes": left.get("changes"),
+        "output_left_out": left.get("left_out"),
+        "clamped": left.get("clamped"),
         "log_bytes_dropped": evidence.dropped_log_bytes,
         "unkillable": evidence.unkillable,
+        "peak_processes": evidence.peak_processes,
+        "memory_limit_bytes": evidence.bounds.memory_bytes,
+        "process_limit": evidence.bounds.processes,
     }
     return {
         "crewai_version": evidence.crewai_version,

@@ -25,6 +25,7 @@ from flowledger.domain.execution import JsonObject, Outcome
 from flowledger.domain.status import Status
 from flowledger.domain.timeline import Event, EventKind, LogLine
 from flowledger.runner import namespace, supervisor, wire
+from flowledger.runner.bounds import Bounds
 from flowledger.runner.limits import Decision, ErrorType, Limits, Stop
 from flowledger.runner.outcome import Evidence, conclude
 from flowledger.runner.templates import NotForked, Template, readable
@@ -37,6 +38,10 @@ _LEAVE_SECONDS = 4.0
 """A child that has reported gets this long to go; its own limit is half of it."""
 _KILLED_SECONDS = 2.0
 _LAST_READS = 64
+_EXCEEDED = {
+    supervisor.MEMORY_EXCEEDED: ErrorType.MEMORY_LIMIT,
+    supervisor.PROCESSES_EXCEEDED: ErrorType.PROCESS_LIMIT,
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,9 @@ class Order:
     """What is to be run. `entry_point` is `module:Class` or the path of a YAML file, relative to the project's root.
 
     `timeout_seconds` counts from the fork, `grace_seconds` is the time between asking a flow to stop and SIGKILL,
-    `lease_seconds` how long the run's processes live without a tick from the worker.
+    `lease_seconds` how long the run's processes live without a tick from the worker. A run whose processes together
+    take more than `memory_bytes`, or are more than `processes`, is killed; `open_files` is each process's own limit.
+    None means: no limit.
     """
 
     execution_id: UUID
@@ -56,6 +63,13 @@ class Order:
     max_log_bytes: int
     grace_seconds: float
     lease_seconds: float
+    memory_bytes: int | None = None
+    processes: int | None = None
+    open_files: int | None = None
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(self.memory_bytes, self.processes, self.open_files)
 
 
 class Recorder(Protocol):
@@ -68,13 +82,15 @@ class Recorder(Protocol):
 
 async def run(template: Template, order: Order, limits: Limits, recorder: Recorder) -> Outcome:
     """Runs one flow to its end. When this returns, no process of the run is left."""
-    evidence = Evidence(template.isolation, "fork", template.crewai_version, template.python_version)
+    evidence = Evidence(template.isolation, "fork", template.crewai_version, template.python_version, order.bounds)
     if limits.decision is not None:
         return conclude(evidence, limits.decision)
     template.run_began()
     process = _Process(order, evidence, recorder)
     try:
         await process.start(template)
+        if limits.may_start():
+            await process.send_order(template)
         limits.feed(process.tick)
         process.watch()
         decision = await _wait_for_end_or_decision(process, order, limits)
@@ -105,9 +121,14 @@ async def _wait_for_end_or_decision(process: _Process, order: Order, limits: Lim
         if limits.decision is None:
             limits.expire(order.timeout_seconds)
         return limits.decision
-    if not await process.is_gone_within(_LEAVE_SECONDS):
+    if not await process.is_gone_within(0 if _is_lost(limits) else _LEAVE_SECONDS):
         await process.kill()
-    return limits.decision if limits.decision is not None and limits.decision.stop is Stop.LOST else None
+    # What the flow reported is how it ended. Whether it still counts when the lease is lost, its fence decides.
+    return None
+
+
+def _is_lost(limits: Limits) -> bool:
+    return limits.decision is not None and limits.decision.stop is Stop.LOST
 
 
 async def _stop(process: _Process, order: Order, decision: Decision) -> None:
@@ -153,14 +174,13 @@ class _Process:
         theirs = (supervisor_end.fileno(), control_end.fileno(), *(writing for _, writing in pipes))
         try:
             self._pidfd, self._evidence.start = await template.fork(
-                order.entry_point, str(order.execution_id), order.lease_seconds, theirs
+                order.entry_point, str(order.execution_id), order.lease_seconds, order.bounds, theirs
             )
         finally:
             supervisor_end.close()
             control_end.close()
             for _, writing in pipes:
                 os.close(writing)
-        await self._send_order(template)
 
     def _open_sockets(self) -> tuple[socket.socket, socket.socket]:
         self._supervisor, supervisor_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -177,7 +197,7 @@ class _Process:
             fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         return reading, writing
 
-    async def _send_order(self, template: Template) -> None:
+    async def send_order(self, template: Template) -> None:
         order, project = self._order, template.project
         entry = order.entry_point
         message = {
@@ -240,6 +260,8 @@ class _Process:
                 self._take_event(message)
             case "began" if self._evidence.began_after_ms is None:
                 self._evidence.began_after_ms = max(0, message["at"] - self._handed_over_at) // 1_000_000
+            case "state":
+                self._evidence.state_so_far = message
             case "result" | "error" if self._evidence.report is None:
                 self._evidence.report = message
                 self._reported.set()
@@ -327,10 +349,15 @@ class _Process:
         with contextlib.suppress(OSError):
             report = self._supervisor.recv(supervisor.REPORT.size)
             if len(report) == supervisor.REPORT.size:
-                fact, status, peak = supervisor.REPORT.unpack(report)
-                self._evidence.lease_expired = fact == supervisor.LEASE_EXPIRED
-                if fact == supervisor.CHILD_ENDED:
-                    self._evidence.wait_status, self._evidence.peak_memory_bytes = status, peak
+                self._believe(*supervisor.REPORT.unpack(report))
+
+    def _believe(self, fact: int, status: int, peak: int, processes: int) -> None:
+        evidence = self._evidence
+        evidence.lease_expired = fact == supervisor.LEASE_EXPIRED
+        evidence.exceeded = _EXCEEDED.get(fact)
+        evidence.peak_memory_bytes, evidence.peak_processes = peak or None, processes or None
+        if fact == supervisor.CHILD_ENDED:
+            evidence.wait_status = status
 
     def close(self) -> None:
         """Lets go of everything; a run that is still alive dies of it."""

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flowledger.runner import child, namespace, supervisor, wire
+from flowledger.runner.bounds import Bounds
 
 _REAP_EVERY_MILLISECONDS = 5000
 
@@ -270,6 +271,8 @@ class _Template:
 
     def _become_run(self, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         self._control.close()
+        # Before the mark: whoever sweeps up leftovers must never see a marked run without its supervisor.
+        namespace.rename_process(namespace.SUPERVISOR_NAME)
         self._marker.write(request["execution_id"])
         os.environ[namespace.MARKER] = request["execution_id"]
         channels = child.Channels(*descriptors[1:])
@@ -277,6 +280,7 @@ class _Template:
             socket.socket(fileno=descriptors[0]),
             self._isolation,
             request["lease_seconds"],
+            Bounds(**request["bounds"]),
             lambda: child.main(channels),
         )
 

@@ -15,13 +15,14 @@ import socket
 import subprocess
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from flowledger.domain.project import Project
 from flowledger.errors import ProjectUnusable
 from flowledger.runner import interpreter, namespace, wire
+from flowledger.runner.bounds import Bounds
 
 Isolation = Literal["namespace", "subreaper"]
 
@@ -171,18 +172,17 @@ class Template:
     # -- Running ------------------------------------------------------------------------------------------------------
 
     async def fork(
-        self, entry_point: str, execution_id: str, lease_seconds: float, descriptors: tuple[int, ...]
+        self, entry_point: str, execution_id: str, lease_seconds: float, bounds: Bounds, descriptors: tuple[int, ...]
     ) -> tuple[int, str]:
         """Makes a run's processes. Returns the supervisor's pidfd and how it started: `fork`, `fresh interpreter`.
 
         Raises NotForked; then no code of the flow has run.
         """
+        request = {"execution_id": execution_id, "lease_seconds": lease_seconds, "bounds": asdict(bounds)}
         if self._unsafe and (self._base.is_unsafe or entry_point.partition(":")[0] in self._unsafe):
             bare = await self._bare_template()
-            return await bare._ask_for_run(  # noqa: SLF001 - a template as well
-                execution_id, lease_seconds, descriptors
-            ), "fresh interpreter"
-        return await self._ask_for_run(execution_id, lease_seconds, descriptors), "fork"
+            return await bare._ask_for_run(request, descriptors), "fresh interpreter"  # noqa: SLF001 - a template too
+        return await self._ask_for_run(request, descriptors), "fork"
 
     def run_began(self) -> None:
         self._runs += 1
@@ -193,12 +193,12 @@ class Template:
         if self._runs == 0:
             self._no_runs.set()
 
-    async def _ask_for_run(self, execution_id: str, lease_seconds: float, descriptors: tuple[int, ...]) -> int:
+    async def _ask_for_run(self, request: dict[str, Any], descriptors: tuple[int, ...]) -> int:
         if self._closed or self._control is None:
             raise NotForked("the template is closed")
         try:
             async with self._fork_lock, asyncio.timeout(_FORK_SECONDS):
-                await self._control.send({"execution_id": execution_id, "lease_seconds": lease_seconds}, descriptors)
+                await self._control.send(request, descriptors)
                 reply = await self._control.receive()
         except (OSError, TimeoutError, wire.BrokenFrame) as error:
             raise NotForked(f"the template does not answer: {error or 'it is gone'}") from error
@@ -356,9 +356,11 @@ class _Base:
         if self._users > 0:
             return
         self._control.close()
-        pidfd = os.pidfd_open(self._process.pid)
-        await _gone_or_killed(pidfd)
-        os.close(pidfd)
+        # Once it was waited for, its number may be somebody else's.
+        if self._process.poll() is None:
+            pidfd = os.pidfd_open(self._process.pid)
+            await _gone_or_killed(pidfd)
+            os.close(pidfd)
         self._process.wait()
         assert self._process.stdout is not None
         asyncio.get_running_loop().remove_reader(self._process.stdout.fileno())

@@ -21,6 +21,7 @@ from flowledger.domain.execution import Claim
 from flowledger.errors import FlowledgerError
 from flowledger.ledger import executions
 from flowledger.runner.limits import Limits
+from flowledger.worker.trouble import Trouble
 
 _log = structlog.get_logger("flowledger.leases")
 _LARGEST_MARGIN_SECONDS = 5.0
@@ -32,6 +33,7 @@ class _Holding:
     limits: Limits
     sure_until: float
     """By CLOCK_BOOTTIME, which goes on while the machine sleeps."""
+    given_up: bool = False
 
 
 class LeaseKeeper:
@@ -48,6 +50,7 @@ class LeaseKeeper:
         self._margin = min(_LARGEST_MARGIN_SECONDS, lease_seconds / 4)
         self._held: dict[UUID, _Holding] = {}
         self._wake = asyncio.Event()
+        self._trouble = Trouble("leases_not_renewed")
 
     def wake(self) -> None:
         """A cancel wish was written: renew now, the answer brings it."""
@@ -56,7 +59,8 @@ class LeaseKeeper:
     @contextmanager
     def holding(self, claim: Claim, limits: Limits, claimed_at: float) -> Iterator[None]:
         """Keeps the claim's lease for as long as the block lasts. `claimed_at`: CLOCK_BOOTTIME before the claim."""
-        self._held[claim.execution_id] = _Holding(claim.fence, limits, self._sure_until(claimed_at))
+        holding = self._held[claim.execution_id] = _Holding(claim.fence, limits, self._sure_until(claimed_at))
+        limits.held_while(lambda: boottime() <= holding.sure_until)
         try:
             yield
         finally:
@@ -78,12 +82,13 @@ class LeaseKeeper:
         asked_at = boottime()
         asked = {execution: holding.fence for execution, holding in self._held.items()}
         try:
-            async with asyncio.timeout(self._patience), self._database.service() as connection:
+            async with self._database.service(self._patience) as connection:
                 answered = await executions.renew(connection, self._worker, asked, self._lease)
-        except (FlowledgerError, TimeoutError) as trouble:
+        except FlowledgerError as error:
             if asked:
-                _log.warning("leases_not_renewed", executions=len(asked), reason=str(trouble) or "no answer in time")
+                self._trouble.met(error)
             return False
+        self._trouble.over()
         for held in answered:
             self._renewed(held, asked_at)
         for lost in asked.keys() - {held.execution_id for held in answered}:
@@ -103,7 +108,8 @@ class LeaseKeeper:
 
     def _give_up_what_is_unsure(self, next_look_at: float) -> None:
         for execution, holding in self._held.items():
-            if next_look_at > holding.sure_until:
+            if next_look_at > holding.sure_until and not holding.given_up:
+                holding.given_up = True
                 _log.warning("lease_unsure", execution=str(execution))
                 holding.limits.lose()
 

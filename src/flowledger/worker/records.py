@@ -13,6 +13,7 @@ from flowledger.domain.timeline import Event, LogLine
 from flowledger.errors import FlowledgerError, InvalidInput
 from flowledger.ledger import timeline
 from flowledger.ledger.timeline import Held
+from flowledger.worker.trouble import Trouble
 
 T = TypeVar("T")
 
@@ -33,6 +34,12 @@ class Records:
         self._lines = _Backlog(database, timeline.append_logs)
         self._something = asyncio.Event()
         self._writing = asyncio.Lock()
+        self._trouble = Trouble("records_not_written")
+
+    @property
+    def held_up(self) -> bool:
+        """The database does not take what runs report, for a full disk or because it is away."""
+        return self._trouble.lasts
 
     def of(self, held: Held) -> RunRecords:
         """Where one run reports to."""
@@ -60,10 +67,12 @@ class Records:
             try:
                 await self._events.write()
                 await self._lines.write()
-            except FlowledgerError as trouble:
+            except FlowledgerError as error:
                 self._something.set()
-                _log.warning("records_not_written", reason=str(trouble))
+                self._trouble.met(error)
                 await asyncio.sleep(1)
+            else:
+                self._trouble.over()
 
 
 class _Backlog(Generic[T]):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -18,9 +18,10 @@ import structlog
 
 from flowledger import registry
 from flowledger.database.session import Database
+from flowledger.domain.controls import FlowControls
 from flowledger.domain.flow import Discovery
 from flowledger.domain.project import Project
-from flowledger.errors import FlowledgerError
+from flowledger.errors import FlowledgerError, ProjectUnusable
 from flowledger.ledger import flows
 from flowledger.ledger.flows import Remembered
 from flowledger.runner.process import Template
@@ -46,6 +47,8 @@ class Serving:
     template: Template
     flows: dict[UUID, Remembered]
     sources: Stamps | None = None
+    declared: Stamps = field(default_factory=dict)
+    """The files that say what applies to the flows."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class ServedProject:
         async with self._refreshing:
             if self._serving is failed:
                 _log.warning("template_restarted")
-                self._serving = replace(failed, template=await self._warm_template())
+                self._serving = replace(failed, template=await self._another_template(failed.template))
                 self._retire(failed.template)
             assert self._serving is not None
             return self._serving
@@ -122,16 +125,19 @@ class ServedProject:
         self._retire(before.template)
 
     async def _is_stale(self, serving: Serving) -> bool:
-        if serving.template.is_stale():
+        if serving.template.is_stale() or serving.declared != _declared(self._project):
             return True
         return serving.sources is not None and serving.sources != await asyncio.to_thread(_sources, self._project)
 
     async def _load(self, warming: Awaitable[Template]) -> Serving:
+        declared = _declared(self._project)
         sources = await asyncio.to_thread(_sources, self._project)
         discovering = asyncio.create_task(self._discover())
         template = await _or_cancelled(warming, discovering)
         try:
-            return await self._remember(template, await discovering, sources)
+            controls = registry.controls(self._project)
+            flows_by_id = await self._remember(template, await discovering, controls)
+            return Serving(template, flows_by_id, sources if discovering.result().broken else None, declared)
         except BaseException:
             await template.close()
             raise
@@ -142,15 +148,18 @@ class ServedProject:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _remember(self, template: Template, discovery: Discovery, sources: Stamps) -> Serving:
+    async def _remember(
+        self, template: Template, discovery: Discovery, controls: dict[str, FlowControls]
+    ) -> dict[UUID, Remembered]:
         for broken in discovery.broken:
             _log.warning("module_broken", module=broken.module, error=f"{broken.error_type}: {broken.error_message}")
         for warning in dict.fromkeys((*discovery.warnings, *template.warnings)):
             _log.warning("project_warning", warning=warning)
+        for key in controls.keys() - {flow.key for flow in discovery.flows}:
+            _log.warning("project_warning", warning=f"[tool.flowledger.flows.{key}] names no flow of this project")
         async with self._database.service() as connection:
-            remembered = await flows.remember(connection, discovery.flows)
-        flows_by_id = {known.id: known for known in remembered}
-        return Serving(template, flows_by_id, sources if discovery.broken else None)
+            remembered = await flows.remember(connection, discovery.flows, controls)
+        return {known.id: known for known in remembered}
 
     async def _discover(self) -> Discovery:
         return await asyncio.to_thread(
@@ -160,6 +169,13 @@ class ServedProject:
             secrets=self._around.secrets,
             storage=self._around.storage,
         )
+
+    async def _another_template(self, failed: Template) -> Template:
+        """On top of the CrewAI that is loaded already, if that process lives: importing it takes seconds."""
+        try:
+            return await failed.renewed()
+        except ProjectUnusable:
+            return await self._warm_template()
 
     async def _warm_template(self) -> Template:
         return await Template.start(
@@ -180,16 +196,27 @@ async def _or_cancelled(first: Awaitable[Template], beside: asyncio.Task[Discove
         raise
 
 
+def _declared(project: Project) -> Stamps:
+    """The files that may say something about the flows."""
+    return _stamps(map(str, registry.control_files(project)))
+
+
 def _sources(project: Project) -> Stamps:
     """The Python files below the project's import paths, without what tools and environments keep there."""
-    stamps = {}
+    stamps: Stamps = {}
     for path in project.import_paths:
         for folder, folders, files in os.walk(path):
             folders[:] = [name for name in folders if not name.startswith(".") and name not in _NOT_THE_PROJECTS]
-            for file in (os.path.join(folder, name) for name in files if name.endswith(".py")):  # noqa: PTH118
-                with suppress(OSError):
-                    facts = os.stat(file)  # noqa: PTH116 - many files, every second
-                    stamps[file] = (facts.st_mtime_ns, facts.st_size)
+            stamps |= _stamps(os.path.join(folder, name) for name in files if name.endswith(".py"))  # noqa: PTH118
+    return stamps
+
+
+def _stamps(files: Iterable[str]) -> Stamps:
+    stamps = {}
+    for file in files:
+        with suppress(OSError):
+            facts = os.stat(file)  # noqa: PTH116 - many files, every second
+            stamps[file] = (facts.st_mtime_ns, facts.st_size)
     return stamps
 
 

@@ -29,11 +29,13 @@ from flowledger.worker.reaper import keep_reaping
 from flowledger.worker.records import Records
 from flowledger.worker.secrecy import keep_memory_private
 from flowledger.worker.served import ServedProject, Serving, Surroundings
+from flowledger.worker.trouble import Trouble
 
 _log = structlog.get_logger("flowledger.worker")
 
 WISHES_CHANNEL = "flowledger_wishes"
 _RETRY_SECONDS = 1.0
+_FINISH_SECONDS = 10.0
 _FRESH_SECONDS = 1.0
 
 
@@ -55,12 +57,14 @@ class Worker:
         self.id = uuid4()
         self._settings = settings
         self._database = database
+        self._claim_trouble = Trouble("claim_failed")
         self._engine = PostgresEngine(
             database,
             self.id,
             lease_seconds=settings.lease_seconds,
             poll_seconds=settings.poll_seconds,
             clock=boottime,
+            answered=self._claim_trouble.over,
             among=among,
         )
         self._leases = LeaseKeeper(database, self.id, lease_seconds=settings.lease_seconds)
@@ -71,6 +75,7 @@ class Worker:
         self._slot_freed = asyncio.Event()
         self._draining = False
         self._stopping = False
+        self._stop_later: asyncio.TimerHandle | None = None
         self._enlisted: Serving | None = None
         self.ready = asyncio.Event()
         """Set once the project is loaded and the queue is watched."""
@@ -96,7 +101,7 @@ class Worker:
                     ("records", self._records.keep_writing()),
                     ("reaper", self._reap()),
                     ("project", self._keep_project_fresh()),
-                    ("listen", listen(self._database.conninfo, [QUEUE_CHANNEL, WISHES_CHANNEL], self._woken)),
+                    ("listen", listen(self._listen_conninfo, [QUEUE_CHANNEL, WISHES_CHANNEL], self._woken)),
                 )
             ]
             leaving.push_async_callback(ended, background)
@@ -111,6 +116,8 @@ class Worker:
                 await claiming
                 if self._running:
                     await asyncio.wait(self._running)
+                if self._stop_later is not None:
+                    self._stop_later.cancel()
 
     def admit(self, execution: UUID) -> None:
         """Adds to the executions that the work is narrowed to."""
@@ -126,9 +133,12 @@ class Worker:
         return self._draining
 
     def drain(self) -> None:
-        """Claims nothing more and lets what runs come to its end."""
+        """Claims nothing more and lets what runs come to its end, within `drain_seconds` if they are set."""
         if not self._draining:
-            _log.info("worker_draining", running=len(self._running))
+            _log.info("worker_draining", running=len(self._running), seconds=self._settings.drain_seconds)
+            if self._settings.drain_seconds is not None:
+                loop = asyncio.get_running_loop()
+                self._stop_later = loop.call_later(self._settings.drain_seconds, self.stop_now)
         self._draining = True
         self._engine.close()
         self._slot_freed.set()
@@ -143,11 +153,15 @@ class Worker:
     async def _claim_until_stopped(self) -> None:
         while not self._draining:
             await self._free_slot()
+            if self._records.held_up:
+                # What runs cannot be recorded: not the time to start more.
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
             try:
                 await self._fresh()
                 claims = await self._engine.next(self._timeouts, self._settings.slots - len(self._running))
-            except FlowledgerError as trouble:
-                _log.warning("claim_failed", reason=str(trouble))
+            except FlowledgerError as error:
+                self._claim_trouble.met(error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             for claim in claims:
@@ -159,7 +173,10 @@ class Worker:
             await self._slot_freed.wait()
 
     def _timeouts(self) -> dict[UUID, float]:
-        return dict.fromkeys(self.serves, self._settings.timeout_seconds)
+        if self._enlisted is None:
+            return {}
+        default = self._settings.timeout_seconds
+        return {id_: known.controls.timeout_seconds or default for id_, known in self._enlisted.flows.items()}
 
     async def _fresh(self) -> Serving:
         """The project as its files are now, its flows known to the ledger."""
@@ -260,19 +277,31 @@ class Worker:
             max_log_bytes=self._settings.max_log_bytes,
             grace_seconds=self._settings.grace_seconds,
             lease_seconds=self._settings.lease_seconds,
+            memory_bytes=known.controls.memory_bytes,
+            processes=known.controls.processes,
+            open_files=known.controls.open_files,
         )
 
     async def _finish(self, claim: Claim, outcome: Outcome) -> Finish:
         """Asks until there is an answer: an outcome that is known is not given up because the database is away."""
+        trouble = Trouble("outcome_not_written")
         while True:
             try:
                 async with self._database.service() as connection:
-                    return await executions.finish(connection, claim.execution_id, claim.fence, outcome)
-            except FlowledgerError as trouble:
-                _log.warning("outcome_not_written", execution=str(claim.execution_id), reason=str(trouble))
+                    answer = await executions.finish(connection, claim.execution_id, claim.fence, outcome)
+            except FlowledgerError as error:
+                trouble.met(error)
                 await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                trouble.over()
+                return answer
 
     # -- Around it ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _listen_conninfo(self) -> str:
+        direct = self._settings.listen_url
+        return self._database.conninfo if direct is None else direct.get_secret_value()
 
     def _woken(self, channel: str) -> None:
         if channel == QUEUE_CHANNEL:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import time
 from typing import Any
 
 from crewai import LLM
-from crewai.flow import Flow, listen, start
+from crewai.flow import Flow, listen, or_, router, start
 
 
 def _now() -> int:
@@ -42,6 +44,26 @@ class ThreeSteps(Flow):
         begun = _now()
         super().kickoff(*arguments, **options)
         return _now() - begun
+
+
+class Endless(Flow):
+    """Does not end by itself. `how`: steps (one short step after another), sleep, native (blocks in C), stubborn."""
+
+    @start()
+    def begin(self) -> None:
+        how = self.state["how"]
+        if how == "stubborn":
+            # Steps run in threads, where Python does not set handlers; the C library does. 1 is SIG_IGN.
+            ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1))
+        if how == "native":
+            ctypes.CDLL(None).sleep(3600)
+        if how != "steps":
+            time.sleep(3600)
+
+    @router(or_(begin, "again"))
+    def step(self) -> str:
+        time.sleep(0.1)
+        return "again"
 
 
 class Holding(Flow):

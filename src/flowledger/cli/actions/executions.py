@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import typer
@@ -16,21 +15,18 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from flowledger.cli.actions.reading import find, statuses, with_ledger
 from flowledger.cli.exits import OUTCOMES, Exit
 from flowledger.cli.flags import moment, seconds, settings
-from flowledger.cli.opening import Ledger, ledger
+from flowledger.cli.opening import Ledger
 from flowledger.cli.output import err, local_time, money, out, plain, status_text, tokens, write_executions, write_json
 from flowledger.cli.progress import follow, summary
 from flowledger.domain.duration import format_duration
 from flowledger.domain.execution import Execution
 from flowledger.domain.mode import Mode
-from flowledger.domain.status import Status
-from flowledger.errors import ExecutionNotFound, InvalidInput
+from flowledger.errors import InvalidInput
 from flowledger.ledger import executions, timeline
-from flowledger.ledger.executions import Filters, Place, Transition
-from flowledger.settings import Settings
-
-T = TypeVar("T")
+from flowledger.ledger.executions import Filters, Place, Rerun, Transition
 
 _SHOWN_CHARACTERS = 2000
 
@@ -54,7 +50,7 @@ def list_(
 
     async def page(open_ledger: Ledger) -> list[Execution]:
         filters = Filters(
-            statuses=_statuses(status),
+            statuses=statuses(status),
             flow_key=flow,
             mode=mode,
             since=moment(since, "--since"),
@@ -65,7 +61,7 @@ def list_(
         async with open_ledger.database.session(open_ledger.operator) as session:
             return await executions.list_(session, open_ledger.operator, filters, limit=limit, after=place)
 
-    found = _with_ledger(chosen, page)
+    found = with_ledger(chosen, page)
     following = _place_after(found, limit)
     if as_json:
         write_json({"executions": found, "next": following and str(following)})
@@ -78,16 +74,27 @@ def list_(
 def show(*, reference: str, transitions: bool, state: bool, error: bool, as_json: bool, **flags: Any) -> None:
     chosen = settings(**flags)
 
-    async def read(open_ledger: Ledger) -> tuple[Execution, list[Transition]]:
-        execution = await _find(open_ledger, reference)
+    async def read(open_ledger: Ledger) -> tuple[Execution, list[Transition], list[Rerun]]:
+        execution = await find(open_ledger, reference)
         async with open_ledger.database.session(open_ledger.operator) as session:
-            return execution, await executions.transitions(session, execution.id)
+            return (
+                execution,
+                await executions.transitions(session, execution.id),
+                await executions.reruns(session, execution.id),
+            )
 
-    execution, steps = _with_ledger(chosen, read)
+    execution, steps, links = with_ledger(chosen, read)
     if as_json:
-        write_json({**plain(execution), **({"transitions": plain(steps)} if transitions else {})})
+        write_json(
+            {
+                **plain(execution),
+                "repeats": plain(next((link for link in links if link.execution_id == execution.id), None)),
+                "repeated_by": plain([link for link in links if link.of_execution == execution.id]),
+                **({"transitions": plain(steps)} if transitions else {}),
+            }
+        )
         return
-    out.print(_page(execution, steps if transitions else [], whole_state=state, whole_error=error))
+    out.print(_page(execution, steps if transitions else [], links, whole_state=state, whole_error=error))
 
 
 def watch(*, reference: str, timeout: str | None, as_json: bool, **flags: Any) -> None:
@@ -95,9 +102,9 @@ def watch(*, reference: str, timeout: str | None, as_json: bool, **flags: Any) -
     patience = seconds(timeout, "--timeout")
 
     async def watch_it(open_ledger: Ledger) -> Execution:
-        return await follow(open_ledger, await _find(open_ledger, reference), quiet=as_json, until=patience)
+        return await follow(open_ledger, await find(open_ledger, reference), quiet=as_json, until=patience)
 
-    ended = _with_ledger(chosen, watch_it)
+    ended = with_ledger(chosen, watch_it)
     if as_json:
         write_json(ended)
     else:
@@ -109,7 +116,7 @@ def logs(*, reference: str, follow_: bool, as_json: bool, **flags: Any) -> None:
     chosen = settings(**flags)
 
     async def read(open_ledger: Ledger) -> None:
-        execution, last = await _find(open_ledger, reference), 0
+        execution, last = await find(open_ledger, reference), 0
         while True:
             async with open_ledger.database.session(open_ledger.operator) as session:
                 ended = (await executions.find(session, open_ledger.operator, str(execution.id))).status.is_terminal
@@ -121,7 +128,7 @@ def logs(*, reference: str, follow_: bool, as_json: bool, **flags: Any) -> None:
                 return
             await asyncio.sleep(0.2)
 
-    _with_ledger(chosen, read)
+    with_ledger(chosen, read)
 
 
 def cancel(*, references: list[str], reason: str | None, as_json: bool, **flags: Any) -> None:
@@ -130,12 +137,12 @@ def cancel(*, references: list[str], reason: str | None, as_json: bool, **flags:
     async def cancel_all(open_ledger: Ledger) -> dict[str, str]:
         answers = {}
         for reference in references:
-            execution = await _find(open_ledger, reference)
+            execution = await find(open_ledger, reference)
             async with open_ledger.database.session(open_ledger.operator) as session:
                 answers[str(execution.id)] = await executions.cancel(session, execution.id, reason)
         return answers
 
-    answers = _with_ledger(chosen, cancel_all)
+    answers = with_ledger(chosen, cancel_all)
     if as_json:
         write_json(answers)
         return
@@ -145,39 +152,6 @@ def cancel(*, references: list[str], reason: str | None, as_json: bool, **flags:
 
 
 # -- Reading ----------------------------------------------------------------------------------------------------------
-
-
-def _with_ledger(chosen: Settings, ask: Callable[[Ledger], Awaitable[T]]) -> T:
-    async def asked() -> T:
-        async with ledger(chosen) as open_ledger:
-            return await ask(open_ledger)
-
-    try:
-        return asyncio.run(asked())
-    except KeyboardInterrupt:
-        raise typer.Exit(Exit.INTERRUPTED) from None
-
-
-async def _find(open_ledger: Ledger, reference: str) -> Execution:
-    async with open_ledger.database.session(open_ledger.operator) as session:
-        if not reference.startswith("@"):
-            return await executions.find(session, open_ledger.operator, reference)
-        if reference not in ("@last", "@failed"):
-            raise InvalidInput("EXECUTION", f"{reference} is not known", "Use @last or @failed.")
-        filters = Filters(statuses=(Status.FAILED,) if reference == "@failed" else None)
-        newest = await executions.list_(session, open_ledger.operator, filters, limit=1)
-    if not newest:
-        raise ExecutionNotFound(reference)
-    return newest[0]
-
-
-def _statuses(text: str | None) -> tuple[Status, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(Status(word.strip()) for word in text.split(","))
-    except ValueError as wrong:
-        raise InvalidInput("--status", str(wrong), f"Use {', '.join(Status)}.") from wrong
 
 
 def _user(text: str | None, open_ledger: Ledger) -> UUID | None:
@@ -198,8 +172,10 @@ def _place_after(found: list[Execution], limit: int) -> Place | None:
 # -- Showing ----------------------------------------------------------------------------------------------------------
 
 
-def _page(execution: Execution, steps: list[Transition], *, whole_state: bool, whole_error: bool) -> RenderableType:
-    parts: list[RenderableType] = [_facts(execution)]
+def _page(
+    execution: Execution, steps: list[Transition], links: list[Rerun], *, whole_state: bool, whole_error: bool
+) -> RenderableType:
+    parts: list[RenderableType] = [_facts(execution, links)]
     if execution.error_type:
         parts.append(_error(execution, whole=whole_error))
     parts += [
@@ -212,8 +188,10 @@ def _page(execution: Execution, steps: list[Transition], *, whole_state: bool, w
     return Group(*parts)
 
 
-def _facts(execution: Execution) -> Table:
+def _facts(execution: Execution, links: list[Rerun]) -> Table:
     metadata = execution.metadata or {}
+    repeated_by = [link for link in links if link.of_execution == execution.id]
+    repeats = next((link for link in links if link.execution_id == execution.id), None)
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     for name, value in (
@@ -229,6 +207,8 @@ def _facts(execution: Execution) -> Table:
         ("mode", str(execution.execution_mode)),
         ("by", str(execution.executed_by or "")),
         ("meeting", str(execution.board_meeting_id or "")),
+        ("rerun of", f"{repeats.of_execution}  {repeats.kind}, attempt {repeats.attempt}" if repeats else ""),
+        ("repeated by", "\n".join(f"{link.execution_id}  {link.kind}" for link in repeated_by)),
         ("started", local_time(execution.started_at)),
         ("time", format_duration(execution.duration_ms)),
         ("tokens", tokens(execution.token_count)),

@@ -1,4 +1,6 @@
-"""Shows what the project holds, seen fresh at each call, without the database."""
+"""Shows what the project holds, seen fresh at each call, without the database; and what the ledger says of its flows:
+what waits, runs and is paused.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,14 @@ from rich.text import Text
 from rich.tree import Tree
 
 from flowledger import registry
+from flowledger.cli.actions.reading import with_ledger
 from flowledger.cli.exits import Exit
 from flowledger.cli.flags import settings
-from flowledger.cli.opening import storage
-from flowledger.cli.output import err, first_line, out, write_json, write_table
+from flowledger.cli.opening import Ledger, storage
+from flowledger.cli.output import err, first_line, local_time, out, write_json, write_table
 from flowledger.domain.flow import Discovery, Flow
+from flowledger.ledger import flows
+from flowledger.ledger.flows import FlowStatus
 
 
 def list_(*, as_json: bool, **flags: Any) -> None:
@@ -62,6 +67,60 @@ def graph(*, name: str, format_: str, as_json: bool, **flags: Any) -> None:
 
 def schema(*, name: str, **flags: Any) -> None:
     write_json(registry.find(_discover(**flags), name).input_schema or {})
+
+
+def status(*, as_json: bool, **flags: Any) -> None:
+    async def read(open_ledger: Ledger) -> list[FlowStatus]:
+        async with open_ledger.database.session(open_ledger.operator) as session:
+            return await flows.statuses(session)
+
+    found = with_ledger(settings(**flags), read)
+    if as_json:
+        write_json(found)
+        return
+    write_table(
+        ("FLOW", "VERSION", "WAITING", "RUNNING", "LIMIT", "PAUSED"),
+        [
+            (one.flow_key, str(one.version), str(one.waiting), str(one.running), _limit(one), _pause(one))
+            for one in found
+        ],
+        right=("VERSION", "WAITING", "RUNNING"),
+    )
+
+
+def pause(*, key: str, reason: str | None, as_json: bool, **flags: Any) -> None:
+    async def change(open_ledger: Ledger) -> bool:
+        async with open_ledger.database.session(open_ledger.operator) as session:
+            return await flows.pause(session, key, reason)
+
+    _tell(key, "paused", "was paused already", changed=with_ledger(settings(**flags), change), as_json=as_json)
+
+
+def resume(*, key: str, as_json: bool, **flags: Any) -> None:
+    async def change(open_ledger: Ledger) -> bool:
+        async with open_ledger.database.session(open_ledger.operator) as session:
+            return await flows.resume(session, key)
+
+    _tell(key, "resumed", "was not paused", changed=with_ledger(settings(**flags), change), as_json=as_json)
+
+
+def _tell(key: str, done: str, idle: str, *, changed: bool, as_json: bool) -> None:
+    if as_json:
+        write_json({"flow_key": key, "changed": changed})
+    else:
+        out.print(f"{key}  {done if changed else idle}")
+
+
+def _limit(one: FlowStatus) -> str:
+    parts = [str(one.concurrency) if one.concurrency else ""]
+    parts.append(f"{one.concurrency_per_user} a user" if one.concurrency_per_user else "")
+    return ", ".join(part for part in parts if part)
+
+
+def _pause(one: FlowStatus) -> str:
+    if one.paused_at is None:
+        return ""
+    return f"{local_time(one.paused_at)} by {one.paused_by}" + (f": {one.paused_reason}" if one.paused_reason else "")
 
 
 def _discover(**flags: Any) -> Discovery:

@@ -32,6 +32,10 @@ select flowledger.cancel(%(execution)s, %(reason)s) as answer
 -- Ends running executions that nobody holds any more.
 select * from flowledger.reap(%(grace)s)
 
+-- name: expire
+-- Ends pending executions whose time to wait is over.
+select expired as execution_id from flowledger.expire() as expired
+
 -- name: find_of_user
 -- Executions whose id or key begins with the reference, newest first, as far as row-level security shows them.
 select executions.*, flows.flow_key
@@ -92,3 +96,10 @@ select from_status, to_status, actor, reason, worker_id, fence, at
 from flowledger.transitions
 where execution_id = %(execution)s
 order by seq
+
+-- name: reruns
+-- What one execution repeats, and what repeats it.
+select execution_id, of_execution, kind, attempt
+from flowledger.reruns
+where %(execution)s in (execution_id, of_execution)
+order by attempt, execution_id

@@ -14,3 +14,37 @@ order by flow_key
 -- name: fold_counts
 -- Brings execution_count up to date.
 select flowledger.fold_execution_counts()
+
+-- name: set_controls
+-- Takes over what the project says about a flow.
+select flowledger.set_controls(%(flow)s, %(controls)s)
+
+-- name: statuses
+-- What waits, runs and is paused, by key.
+with waiting as (
+  select flow_id, count(*) as executions from flowledger.queue group by flow_id
+), running as (
+  select flow_id, count(*) as executions from flowledger.leases group by flow_id
+)
+select flows.id, flows.flow_key, flows.version,
+       coalesce(waiting.executions, 0) as waiting, coalesce(running.executions, 0) as running,
+       controls.concurrency, controls.concurrency_per_user, coalesce(controls.retries, 0) as retries,
+       controls.paused_at, controls.paused_by, controls.paused_reason
+from public.crewai_flows as flows
+left join flowledger.flow_controls as controls on controls.flow_id = flows.id
+left join waiting on waiting.flow_id = flows.id
+left join running on running.flow_id = flows.id
+where flows.status = 'active'
+order by flows.flow_key
+
+-- name: pause
+-- Lets nothing of a flow start. No row comes back for an unknown flow.
+select flowledger.pause_flow(flows.id, %(reason)s) as changed
+from public.crewai_flows as flows
+where flows.flow_key = %(key)s and flows.status = 'active'
+
+-- name: resume
+-- Lets a paused flow start again. No row comes back for an unknown flow.
+select flowledger.resume_flow(flows.id) as changed
+from public.crewai_flows as flows
+where flows.flow_key = %(key)s and flows.status = 'active'

@@ -7,12 +7,16 @@
 --   finish      running -> an outcome, by the holder of the fence
 --   cancel      pending -> cancelled at once; running: a wish, which the holder carries out
 --   reap        running without a live lease -> an outcome
+--   expire      pending past its queue deadline -> timeout
+--   retry       a failed execution, where its flow says so -> a new one beside it
 --
 -- Every function names its schemas and puts pg_temp last: with an empty search_path, a caller's temporary type named
 -- "text" would come before the real one, and its check would run with the owner's rights.
 --
 -- Whatever changes a status, the update trigger keeps the side tables in step with it: it writes the transition, takes
--- the row from the queue and ends the lease. Lock order: ledger row, then queue, lease or wish.
+-- the row from the queue and ends the lease. Lock order: ledger row, then queue, lease or wish, then the flow's controls,
+-- then the flow. `claim` begins with the controls, and therefore waits for no row after them but its own worker's, which
+-- is everybody's last.
 
 create table if not exists flowledger.settings (
   name         text primary key,
@@ -43,10 +47,16 @@ create table if not exists flowledger.queue (
   flow_id       uuid not null,
   priority      integer not null default 0,
   run_after     timestamptz not null default now(),
-  place         bigint generated always as identity
+  place         bigint generated always as identity,
+  executed_by   uuid,
+  expires_at    timestamptz
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 200);
 comment on table flowledger.queue is 'Pending executions, narrow, so that claiming stays fast behind any number of finished ones.';
+comment on column flowledger.queue.priority is 'Higher starts sooner; within one priority, first come, first served.';
+comment on column flowledger.queue.run_after is 'Not claimed before: the pause before a retry.';
+comment on column flowledger.queue.expires_at is 'When waiting ends as timeout. NULL: never.';
 create index if not exists queue_order on flowledger.queue (priority desc, place);
+create index if not exists queue_expiry on flowledger.queue (expires_at) where expires_at is not null;
 
 create sequence if not exists flowledger.fences;
 comment on sequence flowledger.fences is 'Grows with each claim; a holder with an older fence can no longer finish.';
@@ -58,10 +68,13 @@ create table if not exists flowledger.leases (
   claimed_at    timestamptz not null,
   expires_at    timestamptz not null,
   deadline_at   timestamptz not null,
+  flow_id       uuid,
+  executed_by   uuid,
   constraint deadline_is_after_claim check (deadline_at > claimed_at)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 200);
 comment on table flowledger.leases is 'Who runs what, and until when unless renewed. Heartbeats live here, never on the ledger row.';
 comment on column flowledger.leases.deadline_at is 'When the execution''s timeout is reached.';
+comment on column flowledger.leases.flow_id is 'With executed_by: what the limits of the flow count.';
 
 create table if not exists flowledger.cancel_wishes (
   execution_id  uuid primary key references public.crewai_flow_executions (id) on delete cascade,
@@ -87,6 +100,24 @@ comment on table flowledger.transitions is 'Every step of every execution, its b
 comment on column flowledger.transitions.from_status is 'NULL: the birth.';
 comment on column flowledger.transitions.actor is 'worker, reaper, or who did it: the user''s id, else the database role.';
 create index if not exists transitions_of_execution on flowledger.transitions (execution_id, seq);
+
+create table if not exists flowledger.reruns (
+  execution_id  uuid primary key references public.crewai_flow_executions (id) on delete cascade,
+  of_execution  uuid not null references public.crewai_flow_executions (id) on delete cascade,
+  kind          text not null default 'rerun',
+  attempt       integer not null,
+  retries       integer not null default 0,
+  constraint kind_is_rerun_or_retry check (kind in ('rerun', 'retry')),
+  constraint attempts_count_from_two check (attempt >= 2),
+  constraint only_retries_are_counted check ((kind = 'retry') = (retries > 0))
+);
+comment on table flowledger.reruns is
+  'Which execution repeats which. The earlier row is frozen, so the link that leads forward from it lives here.';
+comment on column flowledger.reruns.kind is 'rerun: somebody asked; retry: the flow''s own policy.';
+comment on column flowledger.reruns.attempt is 'The first execution is attempt 1.';
+comment on column flowledger.reruns.retries is 'How many retries led here since somebody last asked.';
+create index if not exists reruns_of_execution on flowledger.reruns (of_execution);
+create unique index if not exists one_retry_of_each on flowledger.reruns (of_execution) where kind = 'retry';
 
 create table if not exists flowledger.uncounted_executions (
   flow_id  uuid not null,
@@ -129,6 +160,16 @@ begin
       using errcode = 'FL001';
   end if;
 
+  if new.metadata ? 'queue_seconds' and flowledger.seconds_of(new.metadata -> 'queue_seconds') is null then
+    raise exception 'metadata.queue_seconds must be a number from 0.001 to 2147483, not %', new.metadata -> 'queue_seconds'
+      using errcode = 'FL001';
+  end if;
+
+  if new.metadata ? 'priority' and flowledger.priority_of(new.metadata) is null then
+    raise exception 'metadata.priority must be a whole number from -100 to 100, not %', new.metadata -> 'priority'
+      using errcode = 'FL001';
+  end if;
+
   -- Foreign keys see past row-level security. A flow that the caller may not see is answered as one that is not there.
   -- A draft is answered so too: no worker runs it.
   if not exists (select from public.crewai_flows where id = new.flow_id and status = 'active') then
@@ -145,7 +186,16 @@ begin
   end if;
 
   insert into flowledger.uncounted_executions (flow_id, born_at) values (new.flow_id, clock_timestamp());
-  insert into flowledger.queue (execution_id, flow_id) values (new.id, new.flow_id);
+  insert into flowledger.queue (execution_id, flow_id, executed_by, priority, expires_at)
+  values (
+    new.id, new.flow_id, new.executed_by, coalesce(flowledger.priority_of(new.metadata), 0),
+    clock_timestamp() + make_interval(secs => coalesce(
+      flowledger.seconds_of(new.metadata -> 'queue_seconds'),
+      (select queue_seconds from flowledger.flow_controls where flow_id = new.flow_id)))
+  );
+  if new.metadata ? 'rerun_of' then
+    perform flowledger.link_rerun(new);
+  end if;
   insert into flowledger.transitions (execution_id, to_status, actor)
   values (new.id, new.status, flowledger.caller());
 
@@ -158,18 +208,66 @@ begin
 end
 $$;
 
+-- A span of time given as a JSON number of seconds; NULL for anything that makes no sense.
+create or replace function flowledger.seconds_of(given jsonb) returns double precision
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  -- Judged as numeric, which holds every JSON number: a double would overflow at 1e400. Far less than a millisecond would
+  -- put a deadline on its own start. Nested, because only CASE keeps a cast from being tried too early.
+  select case when jsonb_typeof(given) = 'number' then
+    case when (given #>> '{}')::numeric between 0.001 and 2147483 then (given #>> '{}')::double precision end
+  end
+$$;
+
 -- The execution's own timeout in seconds; NULL when it has none or one that makes no sense.
 create or replace function flowledger.timeout_of(metadata jsonb) returns double precision
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-  -- Judged as numeric, which holds every JSON number: a double would overflow at 1e400. Far less than a millisecond would
-  -- put the deadline on the claim itself. Nested, because only CASE keeps a cast from being tried too early.
-  select case when jsonb_typeof(metadata -> 'timeout_seconds') = 'number' then
-    case when (metadata ->> 'timeout_seconds')::numeric between 0.001 and 2147483 then
-      (metadata ->> 'timeout_seconds')::double precision
+  select flowledger.seconds_of(metadata -> 'timeout_seconds')
+$$;
+
+-- The execution's own priority; NULL when it has none or one that makes no sense.
+create or replace function flowledger.priority_of(metadata jsonb) returns integer
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when jsonb_typeof(metadata -> 'priority') = 'number' then
+    case when (metadata ->> 'priority')::numeric between -100 and 100 and (metadata ->> 'priority')::numeric % 1 = 0 then
+      (metadata ->> 'priority')::numeric::integer
     end
   end
+$$;
+
+-- Remembers that the newborn repeats another execution: `metadata.rerun_of` names one of the same flow that whoever starts
+-- it may see. One of somebody else's is answered as one that is not there.
+create or replace function flowledger.link_rerun(newborn public.crewai_flow_executions) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  named text := newborn.metadata ->> 'rerun_of';
+  earlier uuid;
+begin
+  if named ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+    select executions.id into earlier
+    from public.crewai_flow_executions as executions
+    where executions.id = named::uuid
+      and executions.id <> newborn.id
+      and executions.flow_id = newborn.flow_id
+      and (executions.executed_by = newborn.executed_by or flowledger.is_operator());
+  end if;
+  if earlier is null then
+    raise exception 'metadata.rerun_of names no execution of this flow that you may repeat'
+      using errcode = 'FL001', hint = 'Give the id of an earlier execution of your own, or leave it out.';
+  end if;
+  insert into flowledger.reruns (execution_id, of_execution, attempt)
+  values (
+    newborn.id, earlier,
+    1 + coalesce((select reruns.attempt from flowledger.reruns as reruns where reruns.execution_id = earlier), 1)
+  );
+end
 $$;
 
 -- Who acts: a verified user, else the login role. Functions of this file name themselves through flowledger.actor.
@@ -204,7 +302,8 @@ begin
     select flows.id, births.added, births.last_born_at
     from births join public.crewai_flows as flows on flows.id = births.flow_id
     order by flows.id
-    for update of flows
+    -- No key is changed: births of these flows need not wait.
+    for no key update of flows
   ), counted as (
     update public.crewai_flows as flows
     set execution_count = coalesce(flows.execution_count, 0) + in_order.added,
@@ -287,6 +386,9 @@ begin
     new.duration_ms = case old.status
       when 'running' then least(extract(epoch from new.completed_at - new.started_at) * 1000, 2147483647)::integer
     end;
+    if lease.execution_id is not null then
+      perform flowledger.announce_free_place(new.flow_id);
+    end if;
   else
     select * into lease from flowledger.leases where execution_id = new.id;
   end if;
@@ -304,10 +406,27 @@ create trigger execution_duration_calculator
   for each row execute function public.calculate_execution_duration();
 
 
+-- A place under the flow's limits is free: workers that found nothing to do may look again.
+create or replace function flowledger.announce_free_place(flow uuid) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if exists (select from flowledger.flow_controls as controls
+             where controls.flow_id = flow and num_nonnulls(controls.concurrency, controls.concurrency_per_user) > 0)
+     and exists (select from flowledger.queue as queue where queue.flow_id = flow)
+     and exists (select from flowledger.workers where waiting) then
+    notify flowledger_queue;
+  end if;
+end
+$$;
+
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Claim and renew
 
--- Up to `slots` pending executions of the given flows become running, oldest first. `timeouts` holds each flow's
+-- Up to `slots` pending executions of the given flows become running: the highest priority first, then the oldest, and of
+-- each flow no more than its controls allow. `timeouts` holds each flow's
 -- timeout in seconds, in the order of `flows`; an execution's own timeout comes before it. `among`, unless NULL, narrows
 -- the claim to these executions. Fewer rows than `slots` mean that the queue is empty: the worker is then marked as
 -- waiting and must look once more before it sleeps, since a row committed in between has notified nobody.
@@ -322,17 +441,38 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
+  unlimited uuid[];
+  allowed uuid[];
   taken uuid[];
   now_ timestamptz;
 begin
   perform set_config('flowledger.actor', 'worker', true);
+
+  -- Counting what runs and taking more must not interleave, so one worker at a time claims of a flow with a limit.
+  perform from flowledger.flow_controls as controls
+  where controls.flow_id = any (flows) and num_nonnulls(controls.concurrency, controls.concurrency_per_user) > 0
+  order by controls.flow_id
+  for no key update;
+  if found then
+    allowed := array(
+      select startable.execution_id
+      from unnest(flows) as wanted (flow_id)
+      cross join lateral flowledger.startable(wanted.flow_id, claim.slots, claim.among) as startable (execution_id));
+  end if;
+
+  unlimited := array(
+    select wanted.flow_id
+    from unnest(flows) as wanted (flow_id)
+    left join flowledger.flow_controls as controls on controls.flow_id = wanted.flow_id
+    where controls.paused_at is null and num_nonnulls(controls.concurrency, controls.concurrency_per_user) = 0);
 
   -- Both rows are locked without waiting, so a claim cannot deadlock with a cancel, which holds the ledger row first.
   taken := array(
     select queue.execution_id
     from flowledger.queue as queue
     join public.crewai_flow_executions as executions on executions.id = queue.execution_id
-    where queue.flow_id = any (flows) and queue.run_after <= clock_timestamp()
+    where (queue.flow_id = any (unlimited) or queue.execution_id = any (allowed))
+      and queue.run_after <= clock_timestamp()
       and (among is null or queue.execution_id = any (among))
     order by queue.priority desc, queue.place
     limit slots
@@ -348,8 +488,8 @@ begin
     return;
   end if;
 
-  insert into flowledger.leases (execution_id, worker_id, claimed_at, expires_at, deadline_at)
-  select executions.id, worker, now_, now_ + lease,
+  insert into flowledger.leases (execution_id, flow_id, executed_by, worker_id, claimed_at, expires_at, deadline_at)
+  select executions.id, executions.flow_id, executions.executed_by, worker, now_, now_ + lease,
          now_ + make_interval(
            secs => coalesce(flowledger.timeout_of(executions.metadata), greatest(limits.seconds, 0.001)))
   from public.crewai_flow_executions as executions
@@ -375,6 +515,51 @@ begin
 end
 $$;
 
+-- The executions of a flow with limits that may start now, at most `most` of them. Only who holds the flow's controls
+-- locked can rely on it.
+create or replace function flowledger.startable(flow uuid, most integer, among uuid[]) returns setof uuid
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  controls flowledger.flow_controls;
+  free integer := most;
+begin
+  select known.* into controls from flowledger.flow_controls as known where known.flow_id = flow;
+  if controls.paused_at is not null or num_nonnulls(controls.concurrency, controls.concurrency_per_user) = 0 then
+    return;
+  end if;
+  if controls.concurrency is not null then
+    free := least(most, controls.concurrency
+                        - (select count(*) from flowledger.leases as leases where leases.flow_id = flow));
+  end if;
+
+  return query
+  with waiting as (
+    select queue.execution_id, queue.priority, queue.place,
+           row_number() over (partition by queue.executed_by order by queue.priority desc, queue.place) as place_of_user,
+           queue.executed_by
+    from flowledger.queue as queue
+    where queue.flow_id = flow
+      and queue.run_after <= clock_timestamp()
+      and (among is null or queue.execution_id = any (among))
+  ), running as (
+    select leases.executed_by, count(*) as executions
+    from flowledger.leases as leases
+    where leases.flow_id = flow
+    group by leases.executed_by
+  )
+  select waiting.execution_id
+  from waiting
+  left join running on running.executed_by is not distinct from waiting.executed_by
+  where controls.concurrency_per_user is null
+     or waiting.place_of_user + coalesce(running.executions, 0) <= controls.concurrency_per_user
+  order by waiting.priority desc, waiting.place
+  limit greatest(free, 0);
+end
+$$;
+
 -- Keeps the worker's leases for another `lease`. Answers with those it still holds, and the cancel wish of each; one
 -- that is not answered is lost, and its child must die.
 create or replace function flowledger.renew(
@@ -385,7 +570,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
-  update flowledger.workers as workers set seen_at = clock_timestamp() where workers.id = worker;
   return query
   with held as (
     -- One order for all, so that renewals and reapers cannot deadlock.
@@ -405,6 +589,8 @@ begin
   select renewed.execution_id, renewed.fence, wishes.execution_id is not null, wishes.reason
   from renewed
   left join flowledger.cancel_wishes as wishes on wishes.execution_id = renewed.execution_id;
+  -- Last, because a claim of the same worker may hold this row while it holds the controls of flows.
+  update flowledger.workers as workers set seen_at = clock_timestamp() where workers.id = worker;
 end
 $$;
 
@@ -425,13 +611,15 @@ as $$
 #variable_conflict use_variable
 declare
   found_status text;
+  flow uuid;
+  asked jsonb;
 begin
   if flowledger.is_terminal(finish.status) is not true then
     raise exception 'an execution does not end as %', coalesce(finish.status, 'NULL') using errcode = 'FL002';
   end if;
 
   perform set_config('flowledger.actor', 'worker', true);
-  select executions.status into found_status
+  select executions.status, executions.flow_id, executions.metadata into found_status, flow, asked
   from public.crewai_flow_executions as executions where executions.id = execution for update;
 
   if flowledger.is_terminal(found_status) then
@@ -458,7 +646,30 @@ begin
       started_at = executions.started_at + make_interval(secs => greatest(began_after_ms, 0) / 1000.0),
       metadata = coalesce(executions.metadata, '{}') || coalesce(finish.metadata, '{}')
   where executions.id = execution;
+  perform flowledger.heed_crash(flow, error_type);
+  perform flowledger.retry_if_due(execution, asked, how_it_ended_is_known => true);
   return 'ok';
+end
+$$;
+
+-- Deaths by signal in a row pause the flow, until a new version of it comes or an operator resumes it. An end that says
+-- nothing about the flow's own process leaves the count as it is.
+create or replace function flowledger.heed_crash(flow uuid, error_type text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if error_type = 'ProcessKilled' then
+    insert into flowledger.flow_controls as known (flow_id, crashes) values (flow, 1)
+    on conflict (flow_id) do update set crashes = known.crashes + 1;
+    update flowledger.flow_controls as known
+    set paused_at = clock_timestamp(), paused_by = 'flowledger',
+        paused_reason = format('its process died by a signal %s times in a row', known.crashes)
+    where known.flow_id = flow and known.crashes >= known.crash_limit and known.paused_at is null;
+  elsif error_type is null or flowledger.retry_class(error_type) = 'raised' then
+    update flowledger.flow_controls as known set crashes = 0 where known.flow_id = flow and known.crashes > 0;
+  end if;
 end
 $$;
 
@@ -514,9 +725,6 @@ declare
   verdict text;
 begin
   perform set_config('flowledger.actor', 'reaper', true);
-  -- A worker is heard of every quarter of a lease, and no lease is longer than an hour.
-  delete from flowledger.workers as workers where workers.seen_at < clock_timestamp() - interval '1 hour';
-
   for orphan in
     select executions.id
     from public.crewai_flow_executions as executions
@@ -543,8 +751,124 @@ begin
         error_message = 'The worker that ran this execution stopped renewing its lease. '
           || 'How the flow ended is not known; its effects may have happened.'
     where executions.id = orphan;
+    perform flowledger.retry_if_due(
+      orphan,
+      (select executions.metadata from public.crewai_flow_executions as executions where executions.id = orphan),
+      how_it_ended_is_known => false);
     return query select orphan, verdict;
   end loop;
+
+  -- A worker is heard of every quarter of a lease, and no lease is longer than an hour.
+  delete from flowledger.workers as workers where workers.seen_at < clock_timestamp() - interval '1 hour';
+end
+$$;
+
+-- Ends pending executions whose time to wait is over.
+create or replace function flowledger.expire(most integer default 100) returns setof uuid
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform set_config('flowledger.actor', 'reaper', true);
+  return query
+  with late as (
+    select executions.id
+    from flowledger.queue as queue
+    join public.crewai_flow_executions as executions on executions.id = queue.execution_id
+    where queue.expires_at < clock_timestamp()
+    order by queue.expires_at
+    limit most
+    for update of queue, executions skip locked
+  )
+  update public.crewai_flow_executions as executions
+  set status = 'timeout',
+      error_type = 'QueueTimeout',
+      error_message = 'No worker took this execution in the time that it was allowed to wait. It never started.'
+  from late
+  where executions.id = late.id
+  returning executions.id;
+end
+$$;
+
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Retries
+
+-- What an error type means for a retry: 'hopeless' fails the same way again; after an 'unknown' end the effects may have
+-- happened; 'unstarted' code did not run; 'died' is an end that the flow did not choose; all else is 'raised' by the flow.
+create or replace function flowledger.retry_class(error_type text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when error_type in ('InvalidInput', 'FlowGone', 'OutputNotStorable', 'Cancelled', 'QueueTimeout') then 'hopeless'
+    when error_type in ('WorkerLost', 'WorkerStopped', 'WorkerFault', 'LeaseLost') then 'unknown'
+    when error_type in ('ProcessNotStarted') then 'unstarted'
+    when error_type in ('ProcessKilled', 'ProcessExited', 'MemoryLimit', 'ProcessLimit', 'FramesUnreadable', 'Timeout')
+      then 'died'
+    else 'raised'
+  end
+$$;
+
+-- Follows an execution that failed with a new one, if its flow's policy says so. `asked` is the metadata it was born with.
+-- An end that nobody knows is repeated for flows only that call themselves idempotent; a death, or a timeout, where
+-- `retry_on` names it.
+create or replace function flowledger.retry_if_due(execution uuid, asked jsonb, how_it_ended_is_known boolean) returns uuid
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  ended public.crewai_flow_executions;
+  policy flowledger.flow_controls;
+  class text;
+  is_named boolean;
+  retries_before integer;
+  pause interval;
+  fresh uuid;
+begin
+  select executions.* into ended from public.crewai_flow_executions as executions where executions.id = execution;
+  select controls.* into policy from flowledger.flow_controls as controls where controls.flow_id = ended.flow_id;
+  if ended.status not in ('failed', 'timeout') or coalesce(policy.retries, 0) = 0 then
+    return null;
+  end if;
+
+  retries_before := coalesce(
+    (select reruns.retries from flowledger.reruns as reruns where reruns.execution_id = execution), 0);
+  class := flowledger.retry_class(ended.error_type);
+  -- ReadTimeout names httpx.ReadTimeout too.
+  is_named := coalesce(
+    ended.error_type = any (policy.retry_on) or substring(ended.error_type from '[^.]+$') = any (policy.retry_on), false);
+  if retries_before >= policy.retries
+     or class = 'hopeless'
+     or (class = 'unknown' or not how_it_ended_is_known) and not policy.idempotent
+     or class = 'died' and not is_named
+     or class = 'raised' and not (is_named or policy.retry_on = '{}') then
+    return null;
+  end if;
+
+  pause := make_interval(secs => least(policy.retry_seconds * 2 ^ retries_before, 86400) * (1 + random() / 4));
+  -- A full queue, or a flow that is not active any more, must not undo the outcome that is being written.
+  begin
+    insert into public.crewai_flow_executions (
+      flow_id, execution_key, input_state, board_meeting_id, executed_by, execution_mode, metadata
+    )
+    select ended.flow_id, flowledger.execution_key(flows.flow_key), ended.input_state, ended.board_meeting_id,
+           ended.executed_by, ended.execution_mode,
+           coalesce(asked, '{}') || jsonb_build_object('rerun_of', ended.id)
+    from public.crewai_flows as flows
+    where flows.id = ended.flow_id
+    returning id into fresh;
+  exception when sqlstate 'FL001' or sqlstate 'FL006' or foreign_key_violation then
+    return null;
+  end;
+
+  update flowledger.reruns as reruns set kind = 'retry', retries = retries_before + 1 where reruns.execution_id = fresh;
+  -- The pause is not part of the time that it may wait.
+  update flowledger.queue as queue
+  set run_after = clock_timestamp() + pause, expires_at = queue.expires_at + pause
+  where queue.execution_id = fresh;
+  return fresh;
 end
 $$;
 
@@ -592,6 +916,9 @@ declare
   archived uuid;
 begin
   perform pg_advisory_xact_lock(hashtextextended('flowledger.remember_flow ' || key, 0));
+  perform from flowledger.flow_controls as controls
+  where controls.flow_id = (select flows.id from public.crewai_flows as flows where flows.flow_key = key)
+  for no key update;
   select flows.* into before_ from public.crewai_flows as flows where flows.flow_key = key for update;
 
   if not found then
@@ -619,6 +946,14 @@ begin
     before_.created_by, before_.created_at, before_.published_at, before_.metadata, before_.tags
   )
   returning crewai_flows.id into archived;
+
+  -- A new version may have what a crash loop lacked.
+  update flowledger.flow_controls as controls
+  set crashes = 0,
+      paused_at = case when controls.paused_by <> 'flowledger' then controls.paused_at end,
+      paused_reason = case when controls.paused_by <> 'flowledger' then controls.paused_reason end,
+      paused_by = nullif(controls.paused_by, 'flowledger')
+  where controls.flow_id = before_.id and (controls.crashes > 0 or controls.paused_by = 'flowledger');
 
   -- What runs is the operator's project, whoever held the key before.
   return query

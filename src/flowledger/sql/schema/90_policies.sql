@@ -14,6 +14,9 @@ alter table flowledger.transitions enable row level security;
 alter table flowledger.uncounted_executions enable row level security;
 alter table flowledger.timeline enable row level security;
 alter table flowledger.logs enable row level security;
+alter table flowledger.reruns enable row level security;
+alter table flowledger.flow_controls enable row level security;
+alter table flowledger.prunes enable row level security;
 
 drop policy if exists executions_create on public.crewai_flow_executions;
 create policy executions_create on public.crewai_flow_executions
@@ -60,6 +63,11 @@ create policy logs_read_own on flowledger.logs for select using (
   (select flowledger.is_operator())
   or exists (select from public.crewai_flow_executions as executions where executions.id = execution_id));
 
+drop policy if exists reruns_read_own on flowledger.reruns;
+create policy reruns_read_own on flowledger.reruns for select using (
+  (select flowledger.is_operator())
+  or exists (select from public.crewai_flow_executions as executions where executions.id = execution_id));
+
 drop policy if exists schema_migrations_read on flowledger.schema_migrations;
 create policy schema_migrations_read on flowledger.schema_migrations for select using (true);
 drop policy if exists settings_read on flowledger.settings;
@@ -72,6 +80,10 @@ drop policy if exists queue_read on flowledger.queue;
 create policy queue_read on flowledger.queue for select using ((select flowledger.is_operator()));
 drop policy if exists leases_read on flowledger.leases;
 create policy leases_read on flowledger.leases for select using ((select flowledger.is_operator()));
+drop policy if exists flow_controls_read on flowledger.flow_controls;
+create policy flow_controls_read on flowledger.flow_controls for select using ((select flowledger.is_operator()));
+drop policy if exists prunes_read on flowledger.prunes;
+create policy prunes_read on flowledger.prunes for select using ((select flowledger.is_operator()));
 
 -- Every execution, for operators. A view runs with its owner's rights, above the row-level security of the table.
 create or replace view flowledger.every_execution as select * from public.crewai_flow_executions;
@@ -99,9 +111,10 @@ grant update (flow_name, description, flow_definition, python_code, metadata, ta
   on public.crewai_flows to authenticated;
 
 grant select on flowledger.schema_migrations to anon, authenticated, service_role;
-grant select on flowledger.transitions, flowledger.cancel_wishes, flowledger.timeline, flowledger.logs
+grant select on flowledger.transitions, flowledger.cancel_wishes, flowledger.timeline, flowledger.logs, flowledger.reruns
   to authenticated, service_role;
-grant select on flowledger.every_execution, flowledger.settings, flowledger.workers, flowledger.queue, flowledger.leases
+grant select on flowledger.every_execution, flowledger.settings, flowledger.workers, flowledger.queue, flowledger.leases,
+  flowledger.flow_controls, flowledger.prunes
   to service_role;
 grant update (value) on flowledger.settings to service_role;
 
@@ -114,6 +127,12 @@ grant execute on function
   flowledger.renew(uuid, uuid[], bigint[], interval),
   flowledger.finish(uuid, bigint, text, jsonb, text, text, text, integer, numeric, integer, jsonb),
   flowledger.reap(interval, integer),
+  flowledger.expire(integer),
+  flowledger.set_controls(uuid, jsonb),
+  flowledger.pause_flow(uuid, text),
+  flowledger.resume_flow(uuid),
+  flowledger.open_prune(text[], timestamptz, jsonb),
+  flowledger.prune(bigint, uuid[]),
   flowledger.fold_execution_counts(),
   flowledger.remember_flow(text, text, text, jsonb, text),
   flowledger.enlist_worker(uuid, text, integer, text, integer, uuid[]),

@@ -1,0 +1,186 @@
+"""Starts one execution for a command and stays with it until it has ended.
+
+With a worker at work for the flow it only records and watches; with none it brings one of its own, for this execution
+alone, and takes it away again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NoReturn
+
+import typer
+from rich.text import Text
+
+from flowledger import registry
+from flowledger.cli.exits import OUTCOMES, Exit
+from flowledger.cli.opening import Ledger, ledger, surroundings
+from flowledger.cli.output import err, out, short_id, write_json, write_result
+from flowledger.cli.progress import follow, summary
+from flowledger.database.session import Database
+from flowledger.domain.execution import Execution, NewExecution
+from flowledger.errors import FlowNotFound
+from flowledger.ledger import executions, flows, workers
+from flowledger.ledger.flows import KnownFlow
+from flowledger.settings import Settings
+from flowledger.telemetry import configure_logs
+from flowledger.worker.ending import ended
+from flowledger.worker.worker import Worker
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be started: a flow's key, class name or entry point, and what to record once the flow is known."""
+
+    flow: str
+    new: Callable[[KnownFlow], NewExecution]
+
+
+def start_and_leave(
+    chosen: Settings, ask: Callable[[Ledger], Awaitable[Asked]], *, detach: bool, as_json: bool
+) -> NoReturn:
+    """Starts what `ask` answers with, stays with it unless detached, and exits by its outcome."""
+    configure_logs(chosen.log_format, level=30)
+    try:
+        execution = asyncio.run(_start(chosen, ask, detach=detach, quiet=as_json))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    if as_json:
+        write_json(execution)
+    elif detach:
+        out.print(str(execution.id))
+    else:
+        err.print(summary(execution))
+        write_result(execution)
+    raise typer.Exit(Exit.DONE if detach else OUTCOMES.get(execution.status, Exit.STOPPED_WAITING))
+
+
+async def _start(
+    chosen: Settings, ask: Callable[[Ledger], Awaitable[Asked]], *, detach: bool, quiet: bool
+) -> Execution:
+    task = asyncio.current_task()
+    assert task is not None
+    # As Ctrl-C: what runs in this very process must not stay behind as running.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    async with AsyncExitStack() as stack:
+        open_ledger = await stack.enter_async_context(ledger(chosen))
+        asked = await ask(open_ledger)
+        known = await _served(open_ledger, chosen, asked.flow)
+        if detach:
+            known = known or _named(await _known_flows(open_ledger), asked.flow)
+            return await _record(open_ledger, asked.new(known))
+        if known is not None:
+            execution = await _record(open_ledger, asked.new(known))
+            return await _follow(open_ledger, execution, quiet=quiet, others_run_it=True)
+        worker = await stack.enter_async_context(_own_worker(open_ledger, chosen))
+        # The ledger may know flows of other projects too, which this worker would never claim.
+        known = _named([flow for flow in await _known_flows(open_ledger) if flow.id in worker.serves], asked.flow)
+        execution = await _record(open_ledger, asked.new(known))
+        worker.admit(execution.id)
+        return await _follow(open_ledger, execution, quiet=quiet, others_run_it=False)
+
+
+async def _served(open_ledger: Ledger, chosen: Settings, name: str) -> KnownFlow | None:
+    """The flow, if some worker that was heard of lately runs it."""
+    try:
+        known = _named(await _known_flows(open_ledger), name)
+    except FlowNotFound:
+        return None
+    async with open_ledger.database.session(open_ledger.operator) as session:
+        # A living worker is heard of every quarter of a lease.
+        heard_within = timedelta(seconds=chosen.lease_seconds / 2)
+        heard = await workers.serving(session, known.id, heard_within=heard_within)
+    return known if heard else None
+
+
+async def _known_flows(open_ledger: Ledger) -> list[KnownFlow]:
+    async with open_ledger.database.session(open_ledger.operator) as session:
+        return await flows.list_(session)
+
+
+def _named(known: list[KnownFlow], name: str) -> KnownFlow:
+    names = {
+        alias: flow
+        for flow in reversed(known)
+        for entry_point in [str(flow.definition.get("entry_point", ""))]
+        for alias in (entry_point.rpartition(":")[2], entry_point, flow.flow_name, flow.flow_key)
+    }
+    if name in names:
+        return names[name]
+    keys = [flow.flow_key for flow in known]
+    raise FlowNotFound(name, tuple(difflib.get_close_matches(name, keys, n=3)))
+
+
+@asynccontextmanager
+async def _own_worker(open_ledger: Ledger, chosen: Settings) -> AsyncIterator[Worker]:
+    """A worker in this very process, for the one execution it will be told of."""
+    found = registry.locate(chosen.project, chosen.python)
+    async with Database(open_ledger.addresses.worker) as database:
+        worker = Worker(chosen, database, found, surroundings(chosen, open_ledger.addresses), among=[])
+        working = asyncio.create_task(worker.run())
+        try:
+            with err.status(f"Loading {found.root.name} …"):
+                await _ready_or_failed(worker, working)
+            yield worker
+        finally:
+            worker.drain()
+            if worker.ready.is_set():
+                await asyncio.wait((working,))
+            else:
+                await ended((working,))
+
+
+async def _ready_or_failed(worker: Worker, working: asyncio.Task[None]) -> None:
+    """Raises what kept the worker from its work."""
+    ready = asyncio.create_task(worker.ready.wait())
+    try:
+        await asyncio.wait((working, ready), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ready.cancel()
+    if working.done():
+        await working
+
+
+async def _record(open_ledger: Ledger, new: NewExecution) -> Execution:
+    async with open_ledger.database.session(open_ledger.me) as session:
+        execution = await executions.record(session, new)
+    await _tell_if_paused(open_ledger, execution)
+    return execution
+
+
+async def _tell_if_paused(open_ledger: Ledger, execution: Execution) -> None:
+    async with open_ledger.database.session(open_ledger.operator) as session:
+        status = next((one for one in await flows.statuses(session) if one.id == execution.flow_id), None)
+    if status is not None and status.paused_at is not None:
+        err.print(
+            Text.assemble(
+                ("! ", "yellow"),
+                f"{status.flow_key} is paused by {status.paused_by}: {status.paused_reason or 'no reason given'}. ",
+                (f"This waits until `flowledger flows resume {status.flow_key}`.", "dim"),
+            )
+        )
+
+
+async def _follow(open_ledger: Ledger, execution: Execution, *, quiet: bool, others_run_it: bool) -> Execution:
+    try:
+        return await follow(open_ledger, execution, quiet=quiet)
+    except asyncio.CancelledError:
+        # Ctrl-C. An execution that this very process runs cannot go on without it.
+        if not others_run_it or _cancel_wanted(execution):
+            async with open_ledger.database.session(open_ledger.me) as session:
+                await executions.cancel(session, execution.id, "interrupted on the terminal")
+            err.print(summary(await follow(open_ledger, execution, quiet=True)))
+        raise
+
+
+def _cancel_wanted(execution: Execution) -> bool:
+    if not (sys.stdin.isatty() and err.is_terminal):
+        return False
+    return typer.confirm(f"Cancel {short_id(execution.id)}, or let it go on?", default=False, err=True)
