@@ -17,7 +17,9 @@ from flowledger.domain.mode import Mode
 from flowledger.domain.status import Status
 
 SHELLS = ["bash", "zsh"]
-_LIGHT = re.compile(r"flowledger(\.(domain(\.(mode|priority|status))?|cli(\.(options|" + "|".join(cli.COMMANDS) + r"))?))?")
+_LIGHT = re.compile(
+    r"flowledger(\.(domain(\.(mode|priority|status))?|cli(\.(options|" + "|".join(cli.COMMANDS) + r"))?))?"
+)
 _HEAVY = {"crewai", "psycopg", "psycopg_pool", "pydantic_settings", "structlog", "jsonschema", "humanize", "rich"}
 
 

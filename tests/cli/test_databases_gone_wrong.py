@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from flowledger.database.embedded import EmbeddedPostgres
-from flowledger.database.migrate import migrate
+from flowledger.database.migrate import migrate, migrations
 from tests.acceptance.product import PROJECT, Product
 from tests.bare_postgres import BareServer, installed
 
@@ -93,7 +93,8 @@ def test_address_that_is_none_is_a_usage_error(product: Product) -> None:
 
 def test_migrate_check_and_reference_work_on_a_named_database(product: Product, server: BareServer) -> None:
     url = server.conninfo(dbname="ours")
-    assert json.loads(product.call("db", "migrate", "--json", database_url=url).stdout) == ["0001_initial.sql"]
+    applied = json.loads(product.call("db", "migrate", "--json", database_url=url).stdout)
+    assert applied == [migration.file_name for migration in migrations()]
     assert json.loads(product.call("db", "migrate", "--json", database_url=url).stdout) == []
     assert product.call("db", "check", database_url=url).returncode == 0
     document = product.call("db", "reference", "--application", "Shop", database_url=url).stdout

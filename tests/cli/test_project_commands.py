@@ -37,7 +37,7 @@ def test_flows_are_listed_beside_the_module_that_is_broken(product: Product) -> 
     done = product.run("flows", "list", project=PROJECT)
     assert done.returncode == 1, done.stderr
     lines = {line.split("\t")[0]: line.split("\t") for line in done.stdout.splitlines()}
-    assert {"faulty", "good", "looks", "required", "restless", "slow"} == lines.keys()
+    assert {"faulty", "good", "looks", "outcomes", "required", "restless", "slow"} == lines.keys()
     assert lines["required"][1:3] == ["hostile.good:Required", "customer*, amount, express"]
     assert "hostile.broken  LookupError: this module is broken" in done.stderr
 

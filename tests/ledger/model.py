@@ -62,7 +62,7 @@ class Model:
     # -- The steps, each with its lawful answer -----------------------------------------------------------------------
 
     def bear(self, life: Life) -> None:
-        life.waits_until = None if life.wait is None else self.now + life.wait
+        life.waits_until = None if life.wait is None else max(self.now, life.runs_after) + life.wait
         self.lives[life.id] = life
 
     def bear_again(self, life: Life, execution: UUID) -> None:

@@ -145,11 +145,15 @@ async def test_count_beyond_the_column_is_clamped_and_its_true_value_kept(ledger
     assert (row.metadata or {})["clamped"] == {"token_count": str(counted)}
 
 
-@pytest.mark.parametrize("cost", ["-1", "NaN", "1000000"])
-async def test_cost_that_cannot_be_does_not_leave_the_row_running(ledger: Ledger, cost: str) -> None:
+@pytest.mark.parametrize(("cost", "stored"), [("-1", "0"), ("NaN", None), ("1000000", "999999.9999")])
+async def test_cost_beyond_the_column_is_clamped_and_its_true_value_kept(
+    ledger: Ledger, cost: str, stored: str | None
+) -> None:
     claim = await ledger.claimed()
     assert await ledger.finish(claim, Outcome(Status.COMPLETED, {}, cost_usd=Decimal(cost))) is Finish.OK
-    assert (await ledger.find(claim.execution_id)).status is Status.FAILED
+    row = await ledger.find(claim.execution_id)
+    assert (row.status, row.cost_usd) == (Status.COMPLETED, stored and Decimal(stored))
+    assert (row.metadata or {})["clamped"] == {"cost_usd": cost}
 
 
 @pytest.mark.parametrize("unfit", ["a\x00b", "\ud800", float("nan")], ids=["nul", "surrogate", "nan"])

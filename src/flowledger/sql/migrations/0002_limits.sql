@@ -266,7 +266,7 @@ begin
     where executions.id = named::uuid
       and executions.id <> newborn.id
       and executions.flow_id = newborn.flow_id
-      and (executions.executed_by = newborn.executed_by or flowledger.is_operator());
+      and (executions.executed_by is not distinct from newborn.executed_by or flowledger.is_operator());
   end if;
   if earlier is null then
     raise exception 'metadata.rerun_of names no execution of this flow that you may repeat'

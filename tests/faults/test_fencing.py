@@ -21,7 +21,7 @@ import pytest
 
 from flowledger.database.embedded import EmbeddedPostgres
 from tests.acceptance.product import Product, Row, WorkerProcess, emptied, wait_for
-from tests.acceptance.test_kill_matrix import PROJECT, processes_of
+from tests.faults.test_kill_matrix import PROJECT, processes_of
 
 ROUNDS = int(os.environ.get("FENCING_ROUNDS", "3"))
 SIDE_BY_SIDE = 3
