@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lock schema docs bench soak clean
+.PHONY: help install demo up test check pgbouncer chaos soak bench lock schema docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -25,8 +25,23 @@ demo: $(READY) ## run the example flows on an embedded Postgres and print their 
 up: $(READY) ## embedded Postgres and a worker for the examples
 	$(BIN)/flowledger up --project examples
 
-test: $(READY) check ## everything that must hold before a change lands
+test: $(READY) check pgbouncer ## everything that must hold before a change lands
 	$(BIN)/python -m pytest
+
+# Not started as a service: the tests start one of their own.
+pgbouncer:
+	@if ! PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -qq -y --no-install-recommends pgbouncer >/dev/null; \
+	  else \
+	    echo "pgbouncer is not installed: the tests through a pooler are skipped. apt-get install pgbouncer" >&2; \
+	  fi; \
+	fi
+
+chaos: $(READY) ## let everything go wrong for five minutes with five seeds, and 50 rounds of fencing
+	FENCING_ROUNDS=50 $(BIN)/python -m pytest tests/faults/test_fencing.py -s
+	$(BIN)/python -m tests.chaos --seconds 300 --seeds 5
 
 check: $(READY) ## format, lint, import contracts, types
 	$(BIN)/ruff format --check .
