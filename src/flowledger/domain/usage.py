@@ -159,7 +159,7 @@ class Total:
             unreported=self.unreported + other.unreported,
             usage=self.usage + other.usage,
             reported=self.reported + other.reported,
-            priced_usd=_EXACT.add(self.priced_usd, other.priced_usd),
+            priced_usd=add_usd(self.priced_usd, other.priced_usd),
             unpriced_models=self.unpriced_models | other.unpriced_models,
             unreported_models=self.unreported_models | other.unreported_models,
             prices=self.prices | other.prices,
@@ -207,6 +207,11 @@ def worst_cost(input_tokens: int, output_tokens: int, price: Price) -> Decimal:
     with localcontext(_EXACT):
         per_million = input_tokens * price.dearest_input + output_tokens * price.dearest_output
         return per_million.scaleb(_PER_MILLION) + price.call
+
+
+def add_usd(one: Decimal, other: Decimal) -> Decimal:
+    """A sum that raises where it would lose a digit; the ordinary one keeps 28 and rounds in silence."""
+    return _EXACT.add(one, other)
 
 
 def _or(price: Decimal | None, otherwise: Decimal) -> Decimal:
