@@ -11,6 +11,7 @@ import typer
 from flowledger.cli.options import (
     DatabaseOption,
     DataOption,
+    DetachOption,
     JsonOption,
     PairsOption,
     ProjectOption,
@@ -136,7 +137,7 @@ def rerun(
     reference: Reference,
     pairs: PairsOption = None,
     edit: Annotated[bool, typer.Option("--edit", help="Change the inputs in $EDITOR first.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Record the execution and leave it to a worker.")] = False,
+    detach: DetachOption = False,
     as_json: JsonOption = False,
     project: ProjectOption = None,
     python: PythonOption = None,

@@ -32,6 +32,7 @@ PairsOption = Annotated[
     list[str] | None,
     typer.Option("-i", "--set", metavar="KEY=VALUE", help="One input; key=@file reads a file, key:=json takes JSON."),
 ]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Record the execution and leave it to a worker.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 

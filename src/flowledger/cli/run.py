@@ -7,7 +7,15 @@ from uuid import UUID
 
 import typer
 
-from flowledger.cli.options import DatabaseOption, DataOption, JsonOption, PairsOption, ProjectOption, PythonOption
+from flowledger.cli.options import (
+    DatabaseOption,
+    DataOption,
+    DetachOption,
+    JsonOption,
+    PairsOption,
+    ProjectOption,
+    PythonOption,
+)
 from flowledger.domain.priority import HIGHEST_PRIORITY
 
 app = typer.Typer(add_completion=False)
@@ -41,7 +49,7 @@ def run(
     meeting: Annotated[
         UUID | None, typer.Option(help="The board meeting this run belongs to.", show_default=False)
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Record the execution and leave it to a worker.")] = False,
+    detach: DetachOption = False,
     as_json: JsonOption = False,
     project: ProjectOption = None,
     python: PythonOption = None,

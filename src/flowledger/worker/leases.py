@@ -93,8 +93,7 @@ class LeaseKeeper:
             self._renewed(held, asked_at)
         for lost in asked.keys() - {held.execution_id for held in answered}:
             if lost in self._held:
-                _log.warning("lease_lost", execution=str(lost))
-                self._held[lost].limits.lose()
+                self._give_up(lost, "lease_lost")
         return True
 
     def _renewed(self, held: executions.Held, asked_at: float) -> None:
@@ -108,10 +107,16 @@ class LeaseKeeper:
 
     def _give_up_what_is_unsure(self, next_look_at: float) -> None:
         for execution, holding in self._held.items():
-            if next_look_at > holding.sure_until and not holding.given_up:
-                holding.given_up = True
-                _log.warning("lease_unsure", execution=str(execution))
-                holding.limits.lose()
+            if next_look_at > holding.sure_until:
+                self._give_up(execution, "lease_unsure")
+
+    def _give_up(self, execution: UUID, event: str) -> None:
+        """Once, and told once: a run whose lease is lost may take a moment to die."""
+        holding = self._held[execution]
+        if not holding.given_up:
+            holding.given_up = True
+            _log.warning(event, execution=str(execution))
+            holding.limits.lose()
 
     def _sure_until(self, asked_at: float) -> float:
         return asked_at + self._lease.total_seconds() - self._margin

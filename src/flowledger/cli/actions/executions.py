@@ -84,17 +84,20 @@ def show(*, reference: str, transitions: bool, state: bool, error: bool, as_json
             )
 
     execution, steps, links = with_ledger(chosen, read)
+    repeats = next((link for link in links if link.execution_id == execution.id), None)
+    repeated_by = [link for link in links if link.of_execution == execution.id]
     if as_json:
         write_json(
             {
                 **plain(execution),
-                "repeats": plain(next((link for link in links if link.execution_id == execution.id), None)),
-                "repeated_by": plain([link for link in links if link.of_execution == execution.id]),
+                "repeats": plain(repeats),
+                "repeated_by": plain(repeated_by),
                 **({"transitions": plain(steps)} if transitions else {}),
             }
         )
         return
-    out.print(_page(execution, steps if transitions else [], links, whole_state=state, whole_error=error))
+    facts = _facts(execution, repeats, repeated_by)
+    out.print(_page(execution, facts, steps if transitions else [], whole_state=state, whole_error=error))
 
 
 def watch(*, reference: str, timeout: str | None, as_json: bool, **flags: Any) -> None:
@@ -173,9 +176,9 @@ def _place_after(found: list[Execution], limit: int) -> Place | None:
 
 
 def _page(
-    execution: Execution, steps: list[Transition], links: list[Rerun], *, whole_state: bool, whole_error: bool
+    execution: Execution, facts: Table, steps: list[Transition], *, whole_state: bool, whole_error: bool
 ) -> RenderableType:
-    parts: list[RenderableType] = [_facts(execution, links)]
+    parts: list[RenderableType] = [facts]
     if execution.error_type:
         parts.append(_error(execution, whole=whole_error))
     parts += [
@@ -188,10 +191,8 @@ def _page(
     return Group(*parts)
 
 
-def _facts(execution: Execution, links: list[Rerun]) -> Table:
+def _facts(execution: Execution, repeats: Rerun | None, repeated_by: list[Rerun]) -> Table:
     metadata = execution.metadata or {}
-    repeated_by = [link for link in links if link.of_execution == execution.id]
-    repeats = next((link for link in links if link.execution_id == execution.id), None)
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     for name, value in (
