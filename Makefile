@@ -55,7 +55,7 @@ check: $(READY) ## format, lint, import contracts, types
 
 lock: ## choose the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --upgrade \
-	  --extra embedded --extra crewai --extra archive --group dev pyproject.toml --output-file requirements.lock
+	  --extra embedded --extra crewai --extra archive --extra otel --group dev pyproject.toml --output-file requirements.lock
 
 schema: $(READY) ## write the migration, the expected catalog and the schema pages that follow from sql/schema
 	$(BIN)/python scripts/schema.py

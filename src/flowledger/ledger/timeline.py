@@ -30,6 +30,8 @@ async def append(connection: Connection, events: Sequence[tuple[Held, Event]]) -
             "executions": [execution for (execution, _), _ in events],
             "fences": [fence for (_, fence), _ in events],
             "sequences": [event.sequence for _, event in events],
+            "parents": [event.parent for _, event in events],
+            "begans": [event.began for _, event in events],
             "ats": [event.at for _, event in events],
             "kinds": [str(event.kind) for _, event in events],
             "names": [event.name for _, event in events],

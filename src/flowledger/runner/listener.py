@@ -11,10 +11,11 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from flowledger.runner.encode import clean
+from flowledger.runner.usage import normalise
 
 Emit = Callable[[dict[str, Any]], None]
 Keep = Callable[[Any], None]
@@ -146,7 +147,7 @@ class Listener:
         if kind.startswith("llm_"):
             fields["provider"] = _text(getattr(source, "provider", None)) or "unknown"
         if kind == _LLM_COMPLETED:
-            fields["usage"] = normalise(given.get("usage"))
+            fields["usage"] = normalise(given.get("usage"), fields["provider"])
         if kind.endswith("_failed") and (error := _first_line(given.get("error"))):
             fields["error"] = error
         if kind.startswith("flow_") and source is not self._root:
@@ -198,45 +199,6 @@ def _tap_stream(hear: Callable[[Any, Any], None]) -> bool:
         return False
     add_stream_sink(hear)
     return True
-
-
-def normalise(usage: Any) -> dict[str, int] | None:
-    """One call's tokens in our classes, whatever the provider calls them; None when it reported none.
-
-    `input_tokens` includes cached input and cache writes, `output_tokens` includes reasoning. CrewAI hands on what the
-    provider says: OpenAI and Azure `prompt_tokens`, Anthropic `input_tokens` (cache folded in already), Gemini
-    `prompt_token_count`, Bedrock `inputTokens` (cache left out).
-    """
-    if not isinstance(usage, Mapping):
-        return None
-    cached = _first(
-        usage, "cached_prompt_tokens", "cached_tokens", "cached_content_token_count", "cacheReadInputTokens"
-    )
-    written = _first(usage, "cache_creation_tokens", "cache_creation_input_tokens", "cacheWriteInputTokens")
-    reasoning = _first(usage, "reasoning_tokens", "thoughts_token_count")
-    given = _first(usage, "prompt_tokens", "input_tokens", "prompt_token_count")
-    if "inputTokens" in usage:
-        given = _count(usage["inputTokens"]) + cached + written
-    output = _first(usage, "completion_tokens", "output_tokens", "outputTokens")
-    # Gemini's candidates leave the thoughts out; its completion_tokens, when there, hold both.
-    output = output or _count(usage.get("candidates_token_count")) + _count(usage.get("thoughts_token_count"))
-    if given + output == 0:
-        return None
-    return {
-        "input_tokens": given,
-        "cached_input_tokens": cached,
-        "cache_write_tokens": written,
-        "output_tokens": output,
-        "reasoning_tokens": reasoning,
-    }
-
-
-def _first(usage: Mapping[str, Any], *names: str) -> int:
-    return next((count for name in names if (count := _count(usage.get(name)))), 0)
-
-
-def _count(value: Any) -> int:
-    return int(value) if isinstance(value, (int, float)) and 0 < value < 2**53 else 0
 
 
 def _text(value: Any) -> str | None:

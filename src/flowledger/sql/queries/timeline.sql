@@ -2,8 +2,9 @@
 
 -- name: append
 -- Adds events of executions that are still held; repeating it adds nothing.
-select flowledger.append_timeline(
-  %(executions)s, %(fences)s, %(sequences)s::bigint[]::integer[], %(ats)s, %(kinds)s, %(names)s, %(fields)s::text[]::jsonb[])
+select flowledger.append_events(
+  %(executions)s, %(fences)s, %(sequences)s::bigint[]::integer[], %(parents)s::bigint[]::integer[],
+  %(begans)s::bigint[]::integer[], %(ats)s, %(kinds)s, %(names)s, %(fields)s::text[]::jsonb[])
 
 -- name: append_logs
 -- Adds log text of executions that are still held; repeating it adds nothing.
@@ -11,7 +12,7 @@ select flowledger.append_logs(%(executions)s, %(fences)s, %(sequences)s::bigint[
 
 -- name: read
 -- Events of one execution after the given sequence number.
-select sequence, at, kind, name, fields
+select sequence, at, kind, name, fields, parent, began
 from flowledger.timeline
 where execution_id = %(execution)s and sequence > %(after)s
 order by sequence

@@ -136,6 +136,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   queue_limit bigint := (select (value #>> '{}')::bigint from flowledger.settings where name = 'queue_limit');
+  used_up text;
+  actor_before text;
 begin
   if new.status is distinct from 'pending'
      or new.execution_mode is null
@@ -170,6 +172,22 @@ begin
       using errcode = 'FL001';
   end if;
 
+  if new.metadata ? 'budget_usd' and flowledger.amount_of(new.metadata -> 'budget_usd') is null then
+    raise exception 'metadata.budget_usd must be an amount of USD from 0 up, not %', new.metadata -> 'budget_usd'
+      using errcode = 'FL001';
+  end if;
+
+  if new.metadata ? 'budget_tokens'
+     and flowledger.amount_of(new.metadata -> 'budget_tokens') % 1 is distinct from 0 then
+    raise exception 'metadata.budget_tokens must be a whole number of tokens from 0 up, not %', new.metadata -> 'budget_tokens'
+      using errcode = 'FL001';
+  end if;
+
+  if new.metadata ? 'on_budget' and new.metadata ->> 'on_budget' not in ('stop', 'warn') then
+    raise exception 'metadata.on_budget must be "stop" or "warn", not %', new.metadata -> 'on_budget'
+      using errcode = 'FL001';
+  end if;
+
   -- Foreign keys see past row-level security. A flow that the caller may not see is answered as one that is not there.
   -- A draft is answered so too: no worker runs it.
   if not exists (select from public.crewai_flows where id = new.flow_id and status = 'active') then
@@ -185,6 +203,15 @@ begin
       using errcode = 'FL006', detail = queue_limit::text, hint = 'Start more workers, or raise queue_limit in flowledger.settings.';
   end if;
 
+  if exists (select from flowledger.budgets) then
+    used_up := flowledger.used_up(new.flow_id, new.executed_by);
+    -- Nobody is there to be told of a start by schedule or trigger: it leaves a row that says so, below.
+    if used_up is not null and new.execution_mode = 'manual' then
+      raise exception '%', used_up
+        using errcode = 'FL007', hint = 'Wait for the next window, or ask an operator to raise it: flowledger budgets list.';
+    end if;
+  end if;
+
   insert into flowledger.uncounted_executions (flow_id, born_at) values (new.flow_id, clock_timestamp());
   insert into flowledger.queue (execution_id, flow_id, executed_by, priority, expires_at)
   values (
@@ -198,6 +225,16 @@ begin
   end if;
   insert into flowledger.transitions (execution_id, to_status, actor)
   values (new.id, new.status, flowledger.caller());
+
+  if used_up is not null then
+    actor_before := coalesce(current_setting('flowledger.actor', true), '');
+    perform set_config('flowledger.actor', 'reaper', true);
+    update public.crewai_flow_executions as executions
+    set status = 'failed', error_type = 'BudgetExceeded', error_message = 'It did not start: ' || used_up || '.'
+    where executions.id = new.id;
+    perform set_config('flowledger.actor', actor_before, true);
+    return null;
+  end if;
 
   -- A notification makes commits wait for one another, so only a worker that found nothing to do is woken.
   if exists (select from flowledger.workers where waiting) then
@@ -396,6 +433,11 @@ begin
     end;
     if lease.execution_id is not null then
       perform flowledger.announce_free_place(new.flow_id);
+      delete from flowledger.reservations where execution_id = new.id;
+    end if;
+    perform flowledger.count_ended(new);
+    if new.status in ('failed', 'timeout') then
+      perform flowledger.note_failure(new);
     end if;
   else
     select * into lease from flowledger.leases where execution_id = new.id;
@@ -731,6 +773,7 @@ declare
   orphan uuid;
   lease flowledger.leases;
   verdict text;
+  used record;
 begin
   perform set_config('flowledger.actor', 'reaper', true);
   for orphan in
@@ -753,8 +796,13 @@ begin
       when lease.deadline_at <= clock_timestamp() then 'timeout'
       else 'failed'
     end;
+    perform flowledger.note_lost_calls(orphan);
+    used := flowledger.usage_total(orphan);
     update public.crewai_flow_executions as executions
     set status = verdict,
+        token_count = least(used.token_count, 2147483647),
+        cost_usd = least(used.cost_usd, 999999.9999),
+        metadata = coalesce(executions.metadata, '{}') || used.metadata,
         error_type = case verdict when 'cancelled' then 'Cancelled' when 'timeout' then 'Timeout' else 'WorkerLost' end,
         error_message = 'The worker that ran this execution stopped renewing its lease. '
           || 'How the flow ended is not known; its effects may have happened.'
@@ -809,7 +857,7 @@ language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
   select case
-    when error_type in ('InvalidInput', 'FlowGone', 'OutputNotStorable', 'Cancelled', 'QueueTimeout') then 'hopeless'
+    when error_type in ('InvalidInput', 'FlowGone', 'OutputNotStorable', 'Cancelled', 'QueueTimeout', 'BudgetExceeded') then 'hopeless'
     when error_type in ('WorkerLost', 'WorkerStopped', 'WorkerFault', 'LeaseLost') then 'unknown'
     when error_type in ('ProcessNotStarted') then 'unstarted'
     when error_type in ('ProcessKilled', 'ProcessExited', 'MemoryLimit', 'ProcessLimit', 'FramesUnreadable', 'Timeout')
@@ -856,7 +904,7 @@ begin
   end if;
 
   pause := make_interval(secs => least(policy.retry_seconds * 2 ^ retries_before, 86400) * (1 + random() / 4));
-  -- A full queue, or a flow that is not active any more, must not undo the outcome that is being written.
+  -- A full queue, a budget that is used up, or a flow that is not active any more, must not undo the outcome that is being written.
   begin
     insert into public.crewai_flow_executions (
       flow_id, execution_key, input_state, board_meeting_id, executed_by, execution_mode, metadata
@@ -867,7 +915,7 @@ begin
     from public.crewai_flows as flows
     where flows.id = ended.flow_id
     returning id into fresh;
-  exception when sqlstate 'FL001' or sqlstate 'FL006' or foreign_key_violation then
+  exception when sqlstate 'FL001' or sqlstate 'FL006' or sqlstate 'FL007' or foreign_key_violation then
     return null;
   end;
 

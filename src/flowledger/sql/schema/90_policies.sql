@@ -17,6 +17,14 @@ alter table flowledger.logs enable row level security;
 alter table flowledger.reruns enable row level security;
 alter table flowledger.flow_controls enable row level security;
 alter table flowledger.prunes enable row level security;
+alter table flowledger.usage enable row level security;
+alter table flowledger.prices enable row level security;
+alter table flowledger.repricings enable row level security;
+alter table flowledger.unfolded_spending enable row level security;
+alter table flowledger.spending enable row level security;
+alter table flowledger.budgets enable row level security;
+alter table flowledger.reservations enable row level security;
+alter table flowledger.failures enable row level security;
 
 drop policy if exists executions_create on public.crewai_flow_executions;
 create policy executions_create on public.crewai_flow_executions
@@ -68,6 +76,21 @@ create policy reruns_read_own on flowledger.reruns for select using (
   (select flowledger.is_operator())
   or exists (select from public.crewai_flow_executions as executions where executions.id = execution_id));
 
+drop policy if exists usage_read_own on flowledger.usage;
+create policy usage_read_own on flowledger.usage for select using (
+  (select flowledger.is_operator())
+  or exists (select from public.crewai_flow_executions as executions where executions.id = execution_id));
+
+drop policy if exists repricings_read_own on flowledger.repricings;
+create policy repricings_read_own on flowledger.repricings for select using (
+  (select flowledger.is_operator())
+  or exists (select from public.crewai_flow_executions as executions where executions.id = execution_id));
+
+drop policy if exists failures_read_own on flowledger.failures;
+create policy failures_read_own on flowledger.failures for select using (
+  (select flowledger.is_operator())
+  or exists (select from public.crewai_flow_executions as executions where executions.id = execution_id));
+
 drop policy if exists schema_migrations_read on flowledger.schema_migrations;
 create policy schema_migrations_read on flowledger.schema_migrations for select using (true);
 drop policy if exists settings_read on flowledger.settings;
@@ -84,6 +107,17 @@ drop policy if exists flow_controls_read on flowledger.flow_controls;
 create policy flow_controls_read on flowledger.flow_controls for select using ((select flowledger.is_operator()));
 drop policy if exists prunes_read on flowledger.prunes;
 create policy prunes_read on flowledger.prunes for select using ((select flowledger.is_operator()));
+drop policy if exists unfolded_spending_read on flowledger.unfolded_spending;
+create policy unfolded_spending_read on flowledger.unfolded_spending for select using ((select flowledger.is_operator()));
+drop policy if exists spending_read on flowledger.spending;
+create policy spending_read on flowledger.spending for select using ((select flowledger.is_operator()));
+drop policy if exists budgets_read on flowledger.budgets;
+create policy budgets_read on flowledger.budgets for select using ((select flowledger.is_operator()));
+drop policy if exists reservations_read on flowledger.reservations;
+create policy reservations_read on flowledger.reservations for select using ((select flowledger.is_operator()));
+-- What a model costs is no secret.
+drop policy if exists prices_read on flowledger.prices;
+create policy prices_read on flowledger.prices for select using (true);
 
 -- Every execution, for operators. A view runs with its owner's rights, above the row-level security of the table.
 create or replace view flowledger.every_execution as select * from public.crewai_flow_executions;
@@ -111,10 +145,12 @@ grant update (flow_name, description, flow_definition, python_code, metadata, ta
   on public.crewai_flows to authenticated;
 
 grant select on flowledger.schema_migrations to anon, authenticated, service_role;
-grant select on flowledger.transitions, flowledger.cancel_wishes, flowledger.timeline, flowledger.logs, flowledger.reruns
+grant select on flowledger.transitions, flowledger.cancel_wishes, flowledger.timeline, flowledger.logs, flowledger.reruns,
+  flowledger.usage, flowledger.repricings, flowledger.failures, flowledger.prices
   to authenticated, service_role;
 grant select on flowledger.every_execution, flowledger.settings, flowledger.workers, flowledger.queue, flowledger.leases,
-  flowledger.flow_controls, flowledger.prunes
+  flowledger.flow_controls, flowledger.prunes, flowledger.spending, flowledger.unfolded_spending,
+  flowledger.spending_now, flowledger.budgets, flowledger.reservations
   to service_role;
 grant update (value) on flowledger.settings to service_role;
 
@@ -138,5 +174,12 @@ grant execute on function
   flowledger.enlist_worker(uuid, text, integer, text, integer, uuid[]),
   flowledger.discharge_worker(uuid),
   flowledger.append_timeline(uuid[], bigint[], integer[], timestamptz[], text[], text[], jsonb[]),
-  flowledger.append_logs(uuid[], bigint[], integer[], timestamptz[], text[], text[])
+  flowledger.append_events(uuid[], bigint[], integer[], integer[], integer[], timestamptz[], text[], text[], jsonb[]),
+  flowledger.append_logs(uuid[], bigint[], integer[], timestamptz[], text[], text[]),
+  flowledger.append_usage(uuid[], bigint[], jsonb[]),
+  flowledger.usage_total(uuid),
+  flowledger.reserve(uuid, bigint, integer, numeric, bigint),
+  flowledger.release(uuid, integer),
+  flowledger.windows(uuid, uuid),
+  flowledger.fold_spending(integer)
   to service_role;

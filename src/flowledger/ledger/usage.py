@@ -1,0 +1,113 @@
+"""Appends and reads LLM calls: what they used, at which price, and what that cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from flowledger.database.session import Connection
+from flowledger.domain.usage import CallStatus, LlmCall, Price, PricedCall, Usage, exact_text
+from flowledger.ledger.timeline import Held
+from flowledger.sql import query
+
+
+async def append(connection: Connection, calls: Sequence[tuple[Held, PricedCall]]) -> None:
+    """Adds calls; those of executions that are held no more under that fence are left out. Safe to repeat."""
+    await connection.execute(
+        query("usage", "append"),
+        {
+            "executions": [execution for (execution, _), _ in calls],
+            "fences": [fence for (_, fence), _ in calls],
+            "calls": [json.dumps(_stored(call)) for _, call in calls],
+        },
+    )
+
+
+async def read(connection: Connection, execution: UUID) -> list[PricedCall]:
+    """The execution's calls in the order in which they began, as far as the session may see them."""
+    rows = await (await connection.execute(query("usage", "read"), {"execution": execution})).fetchall()
+    return [_call(row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Repricing:
+    """A later look at what an execution cost. `old_usd` None: unknown then; `new_usd` None: still unknown."""
+
+    repriced_at: datetime
+    repriced_by: str
+    old_usd: Decimal | None
+    new_usd: Decimal | None
+    prices: dict[str, Any]
+
+
+async def repricings(connection: Connection, execution: UUID) -> list[Repricing]:
+    """Later looks at what the execution cost, the latest first."""
+    rows = await (await connection.execute(query("usage", "repricings"), {"execution": execution})).fetchall()
+    return [Repricing(**row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Full:
+    """A window that has no room for a call. `unit` is "usd" or "tokens", `limit` and the others are amounts of it.
+
+    `is_final` False: there is room as soon as calls that are being made turn out cheaper. `is_warning`: it only says
+    so, and the call may be made.
+    """
+
+    scope: str
+    period: str
+    unit: str
+    spent: Decimal
+    reserved: Decimal
+    limit: Decimal
+    is_final: bool
+    is_warning: bool
+
+
+async def reserve(connection: Connection, held: Held, number: int, usd: Decimal | None, tokens: int) -> list[Full]:
+    """Sets aside the most that a call can take in each window that its execution falls into.
+
+    Nothing is set aside where one of the answers is no warning.
+    """
+    execution, fence = held
+    values = {"execution": execution, "fence": fence, "number": number, "usd": usd, "tokens": tokens}
+    rows = await (await connection.execute(query("usage", "reserve"), values)).fetchall()
+    return [Full(limit=row.pop("limit_"), **row) for row in rows]
+
+
+async def release(connection: Connection, execution: UUID, number: int) -> None:
+    """The call was not made: what was set aside for it is free again."""
+    await connection.execute(query("usage", "release"), {"execution": execution, "number": number})
+
+
+async def fold(connection: Connection) -> None:
+    """Adds the latest amounts to the sums by day."""
+    await connection.execute(query("usage", "fold"))
+
+
+def _stored(priced: PricedCall) -> dict[str, Any]:
+    facts = dict(vars(priced.call))
+    usage, started_at = facts.pop("usage"), facts.pop("started_at")
+    return {
+        **facts,
+        **(vars(usage) if usage is not None else {}),
+        "status": str(priced.call.status),
+        "started_at": started_at.isoformat(),
+        "price": None if priced.price is None else priced.price.as_json(),
+        "cost_usd": None if priced.cost_usd is None else exact_text(priced.cost_usd),
+        "estimated_usd": None if priced.estimated_usd is None else exact_text(priced.estimated_usd),
+    }
+
+
+def _call(row: Mapping[str, Any]) -> PricedCall:
+    facts = dict(row)
+    price, estimated_usd = facts.pop("price"), facts.pop("estimated_usd")
+    tokens = {name: facts.pop(name) for name in vars(Usage())}
+    usage = None if tokens["input_tokens"] is None else Usage(**tokens)
+    call = LlmCall(**{**facts, "status": CallStatus(facts["status"])}, usage=usage)
+    return PricedCall(call, None if price is None else Price.from_json(price), estimated_usd)

@@ -1,0 +1,337 @@
+"""What a model costs: the team's own prices, then genai-prices, then the catalogue inside CrewAI; or unknown.
+
+Offline: nothing is fetched, and `genai_prices.UpdatePrices` is never started. Loading takes a second or two, so it
+happens once, at the first question, or before it by `warm`; importing this module loads nothing.
+
+Unknown is None and never 0. The two catalogues write 0 or nothing for what is free, bundled or not known, so a model
+that they give no price above zero has none; that a model is free is for the team to say. The same goes for models on
+one's own machines (Ollama, vLLM): a catalogue's price for the name would be that of somebody else's machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowledger.domain.usage import Price
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelPrice, TieredPrices
+
+TEAM = "team"
+GENAI_PRICES = "genai-prices"
+CATALOGUE = "crewai-catalogue"
+
+_MILLION = 6
+
+_LOCAL = frozenset({"ollama", "ollama_chat", "hosted_vllm", "vllm", "lm_studio", "llamafile", "xinference", "lemonade"})
+
+_CANONICAL = {
+    "azure_openai": "azure",
+    "azure_ai": "azure",
+    "claude": "anthropic",
+    "google": "gemini",
+    "aws": "bedrock",
+    "bedrock_converse": "bedrock",
+}
+"""Other words for a provider, as CrewAI and LiteLLM use them -> ours."""
+
+_AT_GENAI_PRICES = {
+    "bedrock": "aws",
+    "gemini": "google",
+    "vertex_ai": "google",
+    "xai": "x-ai",
+    "together_ai": "together",
+    "fireworks_ai": "fireworks",
+    "github_copilot": "github-copilot",
+    "moonshot": "moonshotai",
+    "voyage": "voyageai",
+    "meta_llama": "meta",
+}
+
+_IN_CATALOGUE = {
+    "azure": ("azure", "azure_ai"),
+    "bedrock": ("bedrock", "bedrock_converse"),
+    "gemini": ("gemini",),
+    "vertex_ai": ("vertex_ai-language-models", "vertex_ai-anthropic_models", "vertex_ai"),
+}
+"""A provider -> `litellm_provider` of its entries, where that is not its name."""
+
+
+@dataclass(frozen=True)
+class TeamPrice:
+    """A price that the team set. `provider` None: whoever serves the model. `since` None: always.
+
+    Of several that fit, the one for the provider wins, then the latest.
+    """
+
+    model: str
+    price: Price
+    provider: str | None = None
+    since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """The most tokens that a model takes and gives; None: not known."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """Prices by size of the input. A tier applies to the whole call as soon as its input is larger than `starts`."""
+
+    tiers: tuple[tuple[int, Price], ...]
+
+    def at(self, input_tokens: int) -> Price:
+        return next(price for starts, price in reversed(self.tiers) if input_tokens > starts)
+
+    def dearest_up_to(self, input_tokens: int) -> Price:
+        """Class by class the highest price of all tiers that so much input can reach."""
+        reached = [price for starts, price in self.tiers if input_tokens > starts]
+        highest = reached[-1]
+        return replace(
+            highest,
+            input=max(price.dearest_input for price in reached),
+            output=max(price.dearest_output for price in reached),
+            cached_input=None,
+            cache_write=None,
+            reasoning=None,
+            call=max(price.call for price in reached),
+        )
+
+
+class Prices:
+    """Answers from memory once loaded. May be asked from any thread.
+
+    `catalogue` is the path of CrewAI's `model_prices_and_context_window.json`; None or unreadable: done without.
+    """
+
+    def __init__(self, team: Iterable[TeamPrice] = (), catalogue: Path | None = None) -> None:
+        self._team = tuple(team)
+        self._catalogue = _Catalogue(catalogue)
+
+    async def warm(self) -> None:
+        """Loads everything in a thread, so that no later question waits for it."""
+        await asyncio.to_thread(self.load)
+
+    def load(self) -> None:
+        _genai_version()
+        _genai_price("gpt-4o", "openai", datetime.now().astimezone())
+        self._catalogue.load()
+
+    def lookup(self, model: str, provider: str, at: datetime, input_tokens: int = 0) -> Price | None:
+        """The price of a call that began at `at` and took in all `input_tokens`, which decide the tier."""
+        rate = self._rate(model, provider, at)
+        return None if rate is None else rate.at(input_tokens)
+
+    def dearest(self, model: str, provider: str, at: datetime, input_tokens: int) -> Price | None:
+        """A price that no call with at most so much input exceeds, for a reservation."""
+        rate = self._rate(model, provider, at)
+        return None if rate is None else rate.dearest_up_to(input_tokens)
+
+    def limits(self, model: str, provider: str) -> ModelLimits:
+        """By the catalogue; what the team's table and genai-prices know of limits is not asked."""
+        for who, name in _references(model, provider):
+            if who not in _LOCAL and (entry := self._catalogue.find(who, name)) is not None:
+                return ModelLimits(_limit(entry.get("max_input_tokens")), _limit(entry.get("max_output_tokens")))
+        return ModelLimits()
+
+    def _rate(self, model: str, provider: str, at: datetime) -> _Rate | None:
+        references = _references(model, provider)
+        for who, name in references:
+            if own := self._set_by_team(name, who, at):
+                return own
+        named = [(who, name) for who, name in references if who not in _LOCAL]
+        for who, name in named:
+            if rate := _genai_price(name, who, at) or self._catalogue.rate(who, name):
+                return rate
+        return None
+
+    def _set_by_team(self, model: str, provider: str, at: datetime) -> _Rate | None:
+        fitting = [
+            own
+            for own in self._team
+            if own.model.lower() == model
+            and (own.provider is None or _canonical(own.provider) == provider)
+            and (own.since is None or own.since <= at)
+        ]
+        if not fitting:
+            return None
+        best = max(fitting, key=lambda own: (own.provider is not None, own.since is not None, own.since or at))
+        return _Rate(((-1, best.price),))
+
+
+def _references(model: str, provider: str) -> list[tuple[str, str]]:
+    """What a model may be called by, the likeliest first.
+
+    CrewAI leaves the provider's own prefix out, a user's LLM class may leave it in; OpenRouter's names hold another's.
+    """
+    who, name = _canonical(provider), model.strip().lower()
+    # A foundation model or a shared inference profile; a profile of one's own ends in a word that no list knows.
+    if name.startswith("arn:aws:bedrock"):
+        name = name.rsplit("/", 1)[-1]
+    found = [(who, name.removeprefix("models/"))]
+    prefix, slash, rest = name.partition("/")
+    if slash and rest and (_canonical(prefix) == who or who in ("", "unknown", "litellm")):
+        found.append((_canonical(prefix), rest))
+    return found
+
+
+def _canonical(provider: str) -> str:
+    name = provider.strip().lower()
+    return _CANONICAL.get(name, name)
+
+
+def _limit(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
+
+
+# -- genai-prices -----------------------------------------------------------------------------------------------------
+
+
+@cache
+def _genai_version() -> str | None:
+    """None when it is not installed."""
+    try:
+        import genai_prices
+    except ImportError:
+        return None
+    return genai_prices.__version__
+
+
+def _genai_price(model: str, provider: str, at: datetime) -> _Rate | None:
+    version = _genai_version()
+    if version is None:
+        return None
+    from genai_prices.data_snapshot import get_snapshot
+
+    try:
+        _, found = get_snapshot().find_provider_model(model, None, _AT_GENAI_PRICES.get(provider, provider), None)
+    except LookupError:
+        return None
+    return _genai_rate(found.get_prices(at), version)
+
+
+def _genai_rate(price: ModelPrice, version: str) -> _Rate | None:
+    """Its prices are one Decimal, or a base with tiers; both in USD per million tokens."""
+    given: dict[str, Decimal | TieredPrices | None] = {
+        name: getattr(price, name, None) for name in _GENAI_CLASSES.values()
+    }
+    starts = {-1} | {tier.start for amount in given.values() for tier in getattr(amount, "tiers", ())}
+
+    def at(start: int, name: str) -> Decimal | None:
+        amount = given[name]
+        if amount is None or isinstance(amount, Decimal):
+            return amount
+        return next((tier.price for tier in reversed(amount.tiers) if tier.start <= start), amount.base)
+
+    tiers = ((start, {ours: at(start, theirs) for ours, theirs in _GENAI_CLASSES.items()}) for start in sorted(starts))
+    requests = at(-1, "requests_kcount")
+    return _rate(tiers, GENAI_PRICES, version, call=Decimal(0) if requests is None else requests / 1000)
+
+
+_GENAI_CLASSES = {
+    "input": "input_mtok",
+    "cached_input": "cache_read_mtok",
+    "cache_write": "cache_write_mtok",
+    "output": "output_mtok",
+    "reasoning": "output_reasoning_mtok",
+    "requests_kcount": "requests_kcount",
+}
+
+
+# -- The catalogue inside CrewAI --------------------------------------------------------------------------------------
+
+_CATALOGUE_CLASSES = {
+    "input": "input_cost_per_token",
+    "cached_input": "cache_read_input_token_cost",
+    "cache_write": "cache_creation_input_token_cost",
+    "output": "output_cost_per_token",
+    "reasoning": "output_cost_per_reasoning_token",
+}
+_TIER = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
+
+
+class _Catalogue:
+    """LiteLLM's list, as CrewAI brings it: USD for one token, tiers by name. Read once; numbers stay exact."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._entries: dict[str, dict[str, Any]] | None = None
+        self._version = ""
+        self._loading = threading.Lock()
+
+    def load(self) -> dict[str, dict[str, Any]]:
+        with self._loading:
+            if self._entries is None:
+                self._entries = self._read()
+        return self._entries
+
+    def find(self, provider: str, model: str) -> dict[str, Any] | None:
+        """Only an entry of this provider: the same model costs something else elsewhere."""
+        entries = self.load()
+        theirs = _IN_CATALOGUE.get(provider, (provider,))
+        for key in (*(f"{name}/{model}" for name in theirs), model):
+            entry = entries.get(key)
+            if entry is not None and entry.get("litellm_provider") in theirs:
+                return entry
+        return None
+
+    def rate(self, provider: str, model: str) -> _Rate | None:
+        entry = self.find(provider, model)
+        if entry is None:
+            return None
+        starts = sorted(int(found[1]) for key in entry if (found := _TIER.fullmatch(key)))
+        names = [(-1, "")] + [(start * 1000, f"_above_{start}k_tokens") for start in starts]
+        tiers: list[tuple[int, dict[str, Decimal | None]]] = []
+        for start, ending in names:
+            below = tiers[-1][1] if tiers else {}
+            prices = {ours: _per_million(entry.get(theirs + ending)) for ours, theirs in _CATALOGUE_CLASSES.items()}
+            tiers.append((start, {ours: below.get(ours) if at is None else at for ours, at in prices.items()}))
+        return _rate(tiers, CATALOGUE, self._version)
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        if self._path is None:
+            return {}
+        try:
+            content = self._path.read_bytes()
+            read = json.loads(content, parse_float=Decimal)
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(read, dict):
+            return {}
+        self._version = hashlib.sha256(content).hexdigest()[:12]
+        return {str(key).lower(): entry for key, entry in read.items() if isinstance(entry, dict)}
+
+
+def _per_million(value: Any) -> Decimal | None:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        return None
+    return Decimal(value).scaleb(_MILLION)
+
+
+def _rate(
+    tiers: Iterable[tuple[int, Mapping[str, Decimal | None]]], source: str, version: str, call: Decimal = Decimal(0)
+) -> _Rate | None:
+    """None unless input and output both have a price, and one of them is above zero."""
+    built = []
+    for start, of in tiers:
+        given, spoken = of["input"], of["output"]
+        if given is None or spoken is None or not given + spoken > 0:
+            return None
+        parts = {name: of[name] for name in ("cached_input", "cache_write", "reasoning")}
+        built.append((start, Price(input=given, output=spoken, source=source, version=version, call=call, **parts)))
+    return _Rate(tuple(built))

@@ -1,0 +1,33 @@
+-- LLM calls: what they used and cost.
+
+-- name: append
+-- Adds calls of executions that are still held; repeating it adds nothing.
+select flowledger.append_usage(%(executions)s, %(fences)s, %(calls)s::text[]::jsonb[])
+
+-- name: read
+-- The calls of one execution, in the order in which they began.
+select number, sequence, call_id, status, model, provider, step, crew, agent, task, started_at, latency_ms,
+       first_token_ms, finish_reason, retries, input_tokens, cached_input_tokens, cache_write_tokens, output_tokens,
+       reasoning_tokens, price, estimated_usd
+from flowledger.usage
+where execution_id = %(execution)s
+order by number
+
+-- name: repricings
+-- Later looks at what one execution cost, the latest first.
+select repriced_at, repriced_by, old_usd, new_usd, prices
+from flowledger.repricings
+where execution_id = %(execution)s
+order by repriced_at desc
+
+-- name: reserve
+-- Sets aside the most that a call can take in the windows of its execution; rows are those that have no room.
+select * from flowledger.reserve(%(execution)s, %(fence)s, %(number)s, %(usd)s, %(tokens)s)
+
+-- name: release
+-- The call was not made.
+select flowledger.release(%(execution)s, %(number)s)
+
+-- name: fold
+-- Adds the latest amounts to the sums by day.
+select flowledger.fold_spending()
