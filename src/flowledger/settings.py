@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     max_events: int = Field(
         10_000, ge=1, le=1_000_000, description="Timeline events kept per execution; then only the last that matter."
     )
+    preview_characters: int = Field(
+        500, ge=0, le=20_000, description="Characters kept of each prompt, answer and output in the timeline; 0: none."
+    )
     log_format: str = Field("console", pattern="^(console|json)$", description="The worker's own log: console or json.")
 
     @classmethod

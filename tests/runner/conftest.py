@@ -14,6 +14,7 @@ import pytest
 from flowledger.domain.execution import Outcome
 from flowledger.domain.project import Project
 from flowledger.domain.timeline import Event, LogLine
+from flowledger.domain.usage import PricedCall
 from flowledger.runner.limits import Limits
 from flowledger.runner.process import Order, Template, run
 
@@ -26,10 +27,14 @@ SECRET = "a-long-s3cret-word-of-the-ledger"
 class Recording:
     events: list[Event] = field(default_factory=list)
     lines: list[LogLine] = field(default_factory=list)
+    calls: list[PricedCall] = field(default_factory=list)
     on_log: Callable[[LogLine], None] | None = None
 
     def event(self, event: Event) -> None:
         self.events.append(event)
+
+    def call(self, call: PricedCall) -> None:
+        self.calls.append(call)
 
     def log(self, line: LogLine) -> None:
         self.lines.append(line)
@@ -72,6 +77,7 @@ class Runner:
     ) -> Outcome:
         self.recording.events.clear()
         self.recording.lines.clear()
+        self.recording.calls.clear()
         return await run(self.template, order(entry_point, inputs, **changes), limits or Limits(), self.recording)
 
 

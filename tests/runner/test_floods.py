@@ -9,8 +9,8 @@ from flowledger.domain.status import Status
 from tests.runner.conftest import Runner
 
 TIMES = 3_000
-TOLD = 2 * TIMES + 7
-"""And the begin of flow and method, an LLM call, a tool that fails, the failures of method and flow."""
+TOLD = 2 * TIMES + 8
+"""And the begin of flow and method, an LLM call, a tool that fails, the failures of method and flow, the error."""
 
 
 @pytest.mark.parametrize("unbound", [False, True], ids=["bound in the child", "bound in the worker alone"])
@@ -18,7 +18,12 @@ async def test_of_a_flood_the_first_events_and_the_last_that_matter_are_kept(flo
     outcome = await flow("house.floods:Floods", {"times": TIMES, "unbound": unbound}, max_events=100)
     events = flow.recording.events
     assert [event.sequence for event in events[:100]] == list(range(1, 101))
-    assert [str(event.kind) for event in events[100:]] == ["tool_failed", "method_failed", "flow_failed"]
+    assert [str(event.kind) for event in events[100:]] == [
+        "tool_failed",
+        "method_failed",
+        "flow_failed",
+        "error",
+    ]
     assert events[100].fields["error"] == "no such tool"
     assert "duration_ms" in events[101].fields, "its begin is remembered"
     assert outcome.metadata["events_dropped"] == TOLD - len(events)

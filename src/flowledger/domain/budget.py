@@ -7,11 +7,13 @@ reserved, what was spent never exceeds the limit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
+from typing import Any
 
-from flowledger.domain.usage import Price, Usage, add_usd, worst_cost
+from flowledger.domain.usage import Price, Usage, add_usd, exact_text, worst_cost
 from flowledger.errors import InvalidInput
 
 
@@ -29,12 +31,34 @@ class Budget:
     usd: Decimal | None = None
     tokens: int | None = None
     on_reach: OnReach = OnReach.STOP
+    name: str = "the execution's budget"
 
     def __post_init__(self) -> None:
         if self.usd is not None and (not isinstance(self.usd, Decimal) or not self.usd.is_finite() or self.usd < 0):
             raise InvalidInput("budget in USD", f"must be a Decimal of zero or more, not {self.usd!r}")
         if self.tokens is not None and (type(self.tokens) is not int or self.tokens < 0):
             raise InvalidInput("budget in tokens", f"must be a whole number of zero or more, not {self.tokens!r}")
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in an execution's metadata: the amount as text, so that no digit is lost."""
+        given = {
+            "budget_usd": None if self.usd is None else exact_text(self.usd),
+            "budget_tokens": self.tokens,
+            "on_budget": str(self.on_reach) if self.on_reach is OnReach.WARN else None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, metadata: Mapping[str, Any]) -> Budget | None:
+        """Reads what `as_json` wrote, or what a user put there, which the database has checked. None: no budget."""
+        usd, tokens = metadata.get("budget_usd"), metadata.get("budget_tokens")
+        if usd is None and tokens is None:
+            return None
+        return cls(
+            None if usd is None else Decimal(str(usd)),
+            None if tokens is None else int(Decimal(str(tokens))),
+            OnReach(metadata.get("on_budget", OnReach.STOP)),
+        )
 
 
 @dataclass(frozen=True)
@@ -86,6 +110,7 @@ class Refusal:
     """Why a call was not let through, or why a warning was given. `unit` is "usd" or "tokens".
 
     `is_final` False: it only has to wait, for it fits as soon as calls that are running now turn out cheaper.
+    `is_warning`: its budget does not stop, and the call is let through. `budget` says whose budget it is.
     """
 
     reason: Reason
@@ -95,18 +120,21 @@ class Refusal:
     reserved: Decimal | int
     limit: Decimal | int
     is_final: bool
+    is_warning: bool = False
+    budget: str = ""
 
     def __str__(self) -> str:
         if self.reason is Reason.UNPRICED:
             return (
-                f"{self.worst.model} has no price, so a budget of {_amount(self.limit)} cannot be held to; "
+                f"{self.worst.model} has no price, so {self.budget} of {_amount(self.limit)} cannot be kept to: "
                 "set its price, or give the budget in tokens"
             )
         asked = self.worst.usd if self.unit == "usd" else self.worst.tokens
         return (
             f"a call of {self.worst.model} may take {_amount(asked)} "
             f"(at most {self.worst.input_tokens:,} tokens in, {self.worst.output_tokens:,} out), "
-            f"with {_amount(self.spent)} spent and {_amount(self.reserved)} reserved of {_amount(self.limit)}"
+            f"with {_amount(self.spent)} spent and {_amount(self.reserved)} set aside of {self.budget} "
+            f"of {_amount(self.limit)}; a max_tokens on the LLM makes it less"
         )
 
 
@@ -142,8 +170,10 @@ class Spending:
     def reserve(self, worst: WorstCase) -> Reservation | Refusal:
         """Asks for room before a call starts."""
         refusal = self._why_not(worst)
-        if refusal is not None and self.budget.on_reach is OnReach.STOP:
-            return refusal
+        if refusal is not None:
+            refusal = replace(refusal, is_warning=self.budget.on_reach is OnReach.WARN, budget=self.budget.name)
+            if not refusal.is_warning:
+                return refusal
         self._last += 1
         reservation = Reservation(self._last, worst, refusal)
         self._open[reservation.number] = reservation
@@ -260,4 +290,6 @@ def _tokens_per_image(model: str) -> int:
 
 
 def _amount(value: Decimal | int | None) -> str:
-    return f"{value:,} tokens" if isinstance(value, int) else f"${value:f}"
+    if isinstance(value, int):
+        return f"{value:,} tokens"
+    return "an unknown amount" if value is None else f"${exact_text(value)}"

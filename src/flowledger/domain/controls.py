@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from flowledger.domain.budget import Budget, OnReach
 from flowledger.domain.duration import parse_duration
 from flowledger.errors import InvalidInput
+
+LARGEST_BUDGET_USD = 999_999
+LARGEST_BUDGET_TOKENS = 10**12
 
 LONGEST_SECONDS = 2_147_483
 """About 24.8 days: `duration_ms` is a four-byte integer."""
@@ -23,6 +28,8 @@ class FlowControls:
     `retry_on` holds error types, whole or without their module; empty: every exception of the flow's own. The pause
     before the first retry is `retry_seconds`; it doubles with each. `idempotent` also tries again when nobody knows how
     a run ended. `memory_mb` (MiB), `processes` and `open_files` are those of one run, with all its descendants.
+    `budget_usd` and `budget_tokens` are what one run may spend, `on_budget` what happens then. Of prompts, answers and
+    outputs the first `preview_characters` are kept; 0: none of them, None: the worker's own.
     """
 
     timeout_seconds: float | None = None
@@ -37,6 +44,10 @@ class FlowControls:
     memory_mb: int | None = None
     processes: int | None = None
     open_files: int | None = None
+    budget_usd: Decimal | None = None
+    budget_tokens: int | None = None
+    on_budget: OnReach = OnReach.STOP
+    preview_characters: int | None = None
 
     @classmethod
     def read(cls, table: Mapping[str, Any], place: str) -> FlowControls:
@@ -59,7 +70,15 @@ class FlowControls:
     def that_apply(self) -> dict[str, Any]:
         """The limits there are; what is said of retries only where there are any."""
         said = {name: value for name, value in vars(self).items() if value not in (None, ())}
-        return said if self.retries else {name: value for name, value in said.items() if name not in _OF_RETRIES}
+        left_out = (() if self.retries else _OF_RETRIES) + (() if self.budget else ("on_budget",))
+        return {name: value for name, value in said.items() if name not in left_out}
+
+    @property
+    def budget(self) -> Budget | None:
+        """None: one run may spend any amount."""
+        if self.budget_usd is None and self.budget_tokens is None:
+            return None
+        return Budget(self.budget_usd, self.budget_tokens, self.on_budget, "the flow's budget for a run")
 
     @property
     def memory_bytes(self) -> int | None:
@@ -111,6 +130,23 @@ def _count(least: int, most: int) -> Callable[[Any, str], int]:
     return read
 
 
+def _money(value: Any, place: str) -> Decimal:
+    try:
+        amount = Decimal(value if isinstance(value, str) else repr(value))
+    except (InvalidOperation, TypeError):
+        amount = Decimal("NaN")
+    if isinstance(value, bool) or not amount.is_finite() or not 0 <= amount <= LARGEST_BUDGET_USD:
+        raise InvalidInput(place, f"must be an amount of USD from 0 to {LARGEST_BUDGET_USD:,}, not {value!r}")
+    return amount
+
+
+def _on_reach(value: Any, place: str) -> OnReach:
+    try:
+        return OnReach(value)
+    except ValueError:
+        raise InvalidInput(place, f'must be "stop" or "warn", not {value!r}') from None
+
+
 def _truth(value: Any, place: str) -> bool:
     if not isinstance(value, bool):
         raise InvalidInput(place, f"must be true or false, not {value!r}")
@@ -138,4 +174,8 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "memory_mb": _count(1, 16_777_216),
     "processes": _count(1, 1_000_000),
     "open_files": _count(16, 1_048_576),
+    "budget_usd": _money,
+    "budget_tokens": _count(0, LARGEST_BUDGET_TOKENS),
+    "on_budget": _on_reach,
+    "preview_characters": _count(0, 20_000),
 }

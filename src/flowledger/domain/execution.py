@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from flowledger.domain.budget import Budget
 from flowledger.domain.controls import LONGEST_SECONDS
 from flowledger.domain.mode import Mode
 from flowledger.domain.priority import HIGHEST_PRIORITY
@@ -49,7 +50,7 @@ class NewExecution:
 
     `timeout_seconds` None means the flow's own or the default timeout, `queue_seconds` None that it waits as long as
     its flow may. Higher `priority` starts sooner; None is 0. `execution_key` None lets the database make one.
-    `rerun_of` is the execution that this one repeats.
+    `rerun_of` is the execution that this one repeats. `budget` is the most that it may spend; None: what its flow may.
     """
 
     flow_key: str
@@ -60,6 +61,7 @@ class NewExecution:
     queue_seconds: float | None = None
     priority: int | None = None
     rerun_of: UUID | None = None
+    budget: Budget | None = None
     metadata: JsonObject = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,6 +86,7 @@ class NewExecution:
             "queue_seconds": self.queue_seconds,
             "priority": self.priority,
             "rerun_of": None if self.rerun_of is None else str(self.rerun_of),
+            **(self.budget.as_json() if self.budget is not None else {}),
         }
         return {**self.metadata, **{name: value for name, value in asked.items() if value is not None}}
 

@@ -80,9 +80,11 @@ async def reserve(connection: Connection, held: Held, number: int, usd: Decimal 
     return [Full(limit=row.pop("limit_"), **row) for row in rows]
 
 
-async def release(connection: Connection, execution: UUID, number: int) -> None:
-    """The call was not made: what was set aside for it is free again."""
-    await connection.execute(query("usage", "release"), {"execution": execution, "number": number})
+async def has_windows(connection: Connection) -> bool:
+    """Whether there is any budget for a day or a month. For operators."""
+    row = await (await connection.execute(query("usage", "has_windows"))).fetchone()
+    assert row is not None
+    return bool(row["found"])
 
 
 async def fold(connection: Connection) -> None:

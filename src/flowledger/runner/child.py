@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flowledger.runner import encode, stack, wire
-from flowledger.runner.listener import Listener
+from flowledger.runner.gate import Gate, let_async_calls_wait
+from flowledger.runner.listener import Listener, Terms
 
 _LEAVE_SECONDS = 2.0
 _LARGEST_STATE = 1 << 18
@@ -71,10 +72,12 @@ def _run(order: dict[str, Any], reporter: _Reporter, control: socket.socket) -> 
     reporter.most_bytes = order["max_output_bytes"]
     gc.enable()
     _reseed()
-    _prepare_crewai(order["execution_id"], control)
+    gate = Gate(control, reporter.send, asks=order.get("asks", False))
+    _prepare_crewai(order["execution_id"], gate)
     flow = build(order["entry_point"], order["inputs"])
     reporter.flow = flow
-    reporter.listener = listener = Listener(reporter.send, reporter.keep_state, order.get("max_events", sys.maxsize))
+    terms = Terms(order["max_events"], order["preview_characters"])
+    reporter.listener = listener = Listener(reporter.send, reporter.keep_state, gate, terms)
     if not listener.attach(flow):
         listener.begin()
     reporter.complete(_kickoff(flow, order["inputs"]))
@@ -105,7 +108,7 @@ def _reseed() -> None:
 # -- CrewAI, made fit for a run without a person ----------------------------------------------------------------------
 
 
-def _prepare_crewai(execution_id: str, control: socket.socket) -> None:
+def _prepare_crewai(execution_id: str, gate: Gate) -> None:
     import crewai  # noqa: F401 - the parts below may not be imported before it
 
     for prepare in (_quieten, _keep_memory_lazy, _refuse_questions):
@@ -116,7 +119,9 @@ def _prepare_crewai(execution_id: str, control: socket.socket) -> None:
 
         set_execution_uuid(execution_id)
     with contextlib.suppress(ImportError, AttributeError):
-        _stop_when_asked(control)
+        _stop_when_asked(gate)
+    with contextlib.suppress(ImportError, AttributeError):
+        let_async_calls_wait()
 
 
 def _quieten() -> None:
@@ -182,25 +187,15 @@ def _current_method() -> str:
     return f"{current_flow_method_name.get('a method')}()"
 
 
-def _stop_when_asked(control: socket.socket) -> None:
+def _stop_when_asked(gate: Gate) -> None:
     from crewai.hooks.dispatch import HookAborted, InterceptionPoint, register
 
-    reasons: list[str] = []
-
     def stop_when_asked(_context: Any) -> None:
-        if not reasons:
-            with contextlib.suppress(OSError):
-                reasons.extend(_asked(control.recv(65_536, socket.MSG_DONTWAIT)))
-        if reasons:
-            raise HookAborted(reason=reasons[0], source="flowledger")
+        if gate.stop is not None:
+            raise HookAborted(reason=gate.stop, source="flowledger")
 
     register(InterceptionPoint.PRE_STEP, stop_when_asked)
     register(InterceptionPoint.PRE_MODEL_CALL, stop_when_asked)
-
-
-def _asked(data: bytes) -> list[str]:
-    # Not a word but the end of the stream: the worker is gone and the supervisor is about to end us.
-    return [message["stop"] for message in wire.Decoder().feed(data)] if data else ["the worker is gone"]
 
 
 # -- The flow ---------------------------------------------------------------------------------------------------------
@@ -267,16 +262,20 @@ class _Reporter:
     def send(self, message: dict[str, Any]) -> None:
         self._write(wire.pack(message))
 
-    def keep_state(self, state: Any) -> None:
-        """What there is to show if the flow is killed before it ends. Left out when it would slow the flow down."""
+    def keep_state(self, state: Any) -> Any:
+        """What there is to show if the flow is killed before it ends; answers with it as plain data.
+
+        Left out, and answered with None, when it would slow the flow down.
+        """
         if state is None or self._keeping.is_used_up:
-            return
+            return None
         with self._keeping:
             value, changes = encode.encode({"state": state})
             body, left_out = encode.dump(value, min(self.most_bytes, _LARGEST_STATE))
             if body != self._kept:
                 self._kept = body
                 self._send_with_output("state", body, {"changes": changes, "left_out": left_out})
+            return value["state"]
 
     def complete(self, result: Any) -> None:
         value, changes = encode.encode({"state": _state(self.flow), "result": result})
@@ -284,7 +283,11 @@ class _Reporter:
 
     def fail(self, error: BaseException, **facts: Any) -> None:
         value, changes = encode.encode({"state": _state(self.flow)} if self.flow is not None else None)
-        self._finish("error", value, {"changes": changes, **_describe(error, self.roots), **facts})
+        described = _describe(error, self.roots)
+        if self.listener is not None:
+            first_line = described["error_message"].strip().split("\n", 1)[0][:500]
+            self.listener.tell_error({"type": described["error_type"], "message": first_line, **described})
+        self._finish("error", value, {"changes": changes, **described, **facts})
 
     def _finish(self, kind: str, value: Any, facts: dict[str, Any]) -> None:
         """The output is its own JSON text, put into the frame as it is: it may be long, and was measured already."""
@@ -346,6 +349,8 @@ def _describe(error: BaseException, roots: tuple[str, ...]) -> dict[str, Any]:
         "error_type": name[:_LONGEST_TYPE],
         "error_message": message[:_LONGEST_MESSAGE],
         "error_stack": encode.clean(stack.describe(error, roots)),
+        "fingerprint": stack.fingerprint(error, roots),
+        "place": stack.place(error, roots),
         "clamped": clamped,
         "stopped": type(error).__name__ == "HookAborted" and getattr(error, "source", None) == "flowledger",
     }

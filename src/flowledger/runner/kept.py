@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from flowledger.domain.timeline import Event, LogLine
+from flowledger.domain.usage import PricedCall
 
 _LAST_EVENTS = 200
 
@@ -18,6 +19,8 @@ class Recorder(Protocol):
     def event(self, event: Event) -> None: ...
 
     def log(self, line: LogLine) -> None: ...
+
+    def call(self, call: PricedCall) -> None: ...
 
 
 class BoundedTimeline:
@@ -30,13 +33,16 @@ class BoundedTimeline:
         self._heard = 0
         self._recorder = recorder
 
-    def take(self, event: Event) -> None:
+    def take(self, event: Event) -> bool:
+        """True if it was written, False if it is only counted, or kept for the end."""
         self.count_to(event.sequence)
         if self._left > 0:
             self._left -= 1
             self._write(event)
-        elif event.kind.matters_at_the_end:
+            return True
+        if event.kind.matters_at_the_end:
             self._last.append(event)
+        return False
 
     def count_to(self, sequence: int) -> None:
         """The run had that many events, whether or not they came here."""

@@ -15,6 +15,8 @@ class ErrorType(StrEnum):
 
     CANCELLED = "Cancelled"
     TIMEOUT = "Timeout"
+    BUDGET_EXCEEDED = "BudgetExceeded"
+    """An LLM call was refused because it could pass a budget; or the start, because a window was used up."""
     LEASE_LOST = "LeaseLost"
     """The worker could not renew its lease, so the run was killed; another may decide its outcome."""
     WORKER_STOPPED = "WorkerStopped"
@@ -36,6 +38,7 @@ class ErrorType(StrEnum):
 class Stop(StrEnum):
     CANCEL = "cancel"
     TIMEOUT = "timeout"
+    BUDGET = "budget"
     WORKER = "worker"
     LOST = "lost"
 
@@ -59,6 +62,7 @@ class Decision:
 _ENDINGS = {
     Stop.CANCEL: (Status.CANCELLED, ErrorType.CANCELLED),
     Stop.TIMEOUT: (Status.TIMEOUT, ErrorType.TIMEOUT),
+    Stop.BUDGET: (Status.FAILED, ErrorType.BUDGET_EXCEEDED),
     Stop.WORKER: (Status.FAILED, ErrorType.WORKER_STOPPED),
     Stop.LOST: (Status.FAILED, ErrorType.LEASE_LOST),
 }
@@ -89,6 +93,10 @@ class Limits:
     def expire(self, timeout_seconds: float) -> None:
         """The run used up its time."""
         self._decide(Stop.TIMEOUT, f"ran longer than its limit of {timeout_seconds:g} s")
+
+    def exceed(self, reason: str) -> None:
+        """An LLM call was refused: the run ends, whether or not it heeds that."""
+        self._decide(Stop.BUDGET, reason)
 
     def tick(self) -> None:
         """A renewal succeeded: the run's own watchdog may rest for another lease."""

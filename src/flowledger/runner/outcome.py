@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import signal
+from collections import Counter
 from dataclasses import dataclass, field
 
 from flowledger.domain.execution import JsonObject, Outcome
 from flowledger.domain.status import Status
-from flowledger.domain.usage import Usage
+from flowledger.runner.account import Account
 from flowledger.runner.bounds import Bounds
 from flowledger.runner.limits import Decision, ErrorType
 
@@ -20,56 +21,6 @@ _HINTS = {
     "SIGBUS": "Native code crashed; the stack is at the end of stderr.",
     "SIGTERM": "Something other than flowledger ended it.",
 }
-
-_CALLS_REMEMBERED = 10_000
-"""The reports of one call come close together; a run may make any number of calls."""
-
-
-@dataclass
-class Tokens:
-    """Sums over the run's LLM calls. A call counts once, by its call id, however often it is reported."""
-
-    usage: Usage = field(default_factory=Usage)
-    calls: int = 0
-    failed_calls: int = 0
-    unreported_calls: int = 0
-    _seen: dict[str, None] = field(default_factory=dict)
-
-    def completed(self, fields: JsonObject) -> None:
-        if not self._is_new("completed", fields):
-            return
-        self.calls += 1
-        usage = fields.get("usage")
-        if isinstance(usage, dict):
-            self.usage += Usage(**usage)
-        else:
-            self.unreported_calls += 1
-
-    def failed(self, fields: JsonObject) -> None:
-        if self._is_new("failed", fields):
-            self.failed_calls += 1
-
-    @property
-    def count(self) -> int | None:
-        return self.usage.total if self.calls > self.unreported_calls else None
-
-    def as_metadata(self) -> JsonObject:
-        return {
-            **vars(self.usage),
-            "calls": self.calls,
-            "failed_calls": self.failed_calls,
-            "calls_without_usage": self.unreported_calls,
-        }
-
-    def _is_new(self, how: str, fields: JsonObject) -> bool:
-        call = fields.get("call_id")
-        key = f"{how} {call}"
-        if call is not None and key in self._seen:
-            return False
-        self._seen[key] = None
-        if len(self._seen) > _CALLS_REMEMBERED:
-            del self._seen[next(iter(self._seen))]
-        return True
 
 
 @dataclass
@@ -92,12 +43,12 @@ class Evidence:
     lease_expired: bool = False
     unkillable: bool = False
     began_after_ms: int | None = None
-    tokens: Tokens = field(default_factory=Tokens)
+    failed_steps: Counter[str] = field(default_factory=Counter)
     dropped_log_bytes: int = 0
     dropped_events: int = 0
 
 
-def conclude(evidence: Evidence, decision: Decision | None) -> Outcome:
+def conclude(evidence: Evidence, decision: Decision | None, account: Account) -> Outcome:
     """The supervisor's decision comes first, then the child's report, then the way its process died."""
     report = evidence.report or {}
     if decision is not None:
@@ -120,9 +71,10 @@ def conclude(evidence: Evidence, decision: Decision | None) -> Outcome:
         error_type=verdict.error_type,
         error_message=verdict.message,
         error_stack=stack,
-        token_count=evidence.tokens.count,
+        token_count=account.token_count,
+        cost_usd=account.cost_usd,
         began_after_ms=evidence.began_after_ms,
-        metadata=_metadata(evidence, left),
+        metadata={**_metadata(evidence, left), **account.as_metadata(), **_failure(evidence, verdict, report)},
     )
 
 
@@ -171,7 +123,6 @@ def _died(evidence: Evidence, report: JsonObject) -> _Verdict:
 
 def _metadata(evidence: Evidence, left: JsonObject) -> JsonObject:
     optional = {
-        "usage": evidence.tokens.as_metadata() if evidence.tokens.calls or evidence.tokens.failed_calls else None,
         "output_changes": left.get("changes"),
         "output_left_out": left.get("left_out"),
         "clamped": left.get("clamped"),
@@ -192,6 +143,16 @@ def _metadata(evidence: Evidence, left: JsonObject) -> JsonObject:
         "peak_memory_bytes": evidence.peak_memory_bytes,
         **{name: value for name, value in optional.items() if value},
     }
+
+
+def _failure(evidence: Evidence, verdict: _Verdict, report: JsonObject) -> JsonObject:
+    """Where it failed; of a run that completed, which of its steps did not."""
+    if verdict.status is Status.COMPLETED:
+        return {"failed_steps": dict(evidence.failed_steps)} if evidence.failed_steps else {}
+    if verdict.error_type != report.get("error_type"):
+        return {}
+    places = {"error_fingerprint": report.get("fingerprint"), "error_place": report.get("place")}
+    return {name: place for name, place in places.items() if place}
 
 
 def _exit_status(wait_status: int | None) -> str | None:

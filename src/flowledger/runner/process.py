@@ -24,7 +24,10 @@ from uuid import UUID
 from flowledger.domain.execution import JsonObject, Outcome
 from flowledger.domain.status import Status
 from flowledger.domain.timeline import Event, EventKind
+from flowledger.domain.usage import CallStatus
+from flowledger.prices import Prices
 from flowledger.runner import namespace, supervisor, wire
+from flowledger.runner.account import Account
 from flowledger.runner.bounds import Bounds
 from flowledger.runner.kept import BoundedLog, BoundedTimeline, Recorder
 from flowledger.runner.limits import Decision, ErrorType, Limits, Stop
@@ -53,7 +56,7 @@ class Order:
     `timeout_seconds` counts from the fork, `grace_seconds` is the time between asking a flow to stop and SIGKILL,
     `lease_seconds` how long the run's processes live without a tick from the worker. A run whose processes together
     take more than `memory_bytes`, or are more than `processes`, is killed; `open_files` is each process's own limit.
-    None means: no limit.
+    None means: no limit. Of prompts, answers and outputs the first `preview_characters` are kept; 0: none of them.
     """
 
     execution_id: UUID
@@ -69,19 +72,26 @@ class Order:
     memory_bytes: int | None = None
     processes: int | None = None
     open_files: int | None = None
+    preview_characters: int = 500
 
     @property
     def bounds(self) -> Bounds:
         return Bounds(self.memory_bytes, self.processes, self.open_files)
 
 
-async def run(template: Template, order: Order, limits: Limits, recorder: Recorder) -> Outcome:
-    """Runs one flow to its end. When this returns, no process of the run is left."""
+async def run(
+    template: Template, order: Order, limits: Limits, recorder: Recorder, account: Account | None = None
+) -> Outcome:
+    """Runs one flow to its end. When this returns, no process of the run is left.
+
+    `account` None: no budget is kept and no price known.
+    """
     evidence = Evidence(template.isolation, "fork", template.crewai_version, template.python_version, order.bounds)
+    account = account or Account(Prices(), recorder.call, limits)
     if limits.decision is not None:
-        return conclude(evidence, limits.decision)
+        return conclude(evidence, limits.decision, account)
     template.run_began()
-    process = _Process(order, evidence, recorder)
+    process = _Process(order, evidence, recorder, account)
     try:
         await process.start(template)
         if limits.may_start():
@@ -92,7 +102,7 @@ async def run(template: Template, order: Order, limits: Limits, recorder: Record
         if decision is not None:
             await _stop(process, order, decision)
         process.collect()
-        return conclude(evidence, decision)
+        return conclude(evidence, decision, account)
     except NotForked as error:
         message = f"{error}. The flow's code did not run."
         return Outcome(Status.FAILED, error_type=ErrorType.PROCESS_NOT_STARTED, error_message=message)
@@ -141,10 +151,12 @@ async def _stop(process: _Process, order: Order, decision: Decision) -> None:
 class _Process:
     """The processes of one run, seen from the worker."""
 
-    def __init__(self, order: Order, evidence: Evidence, recorder: Recorder) -> None:
+    def __init__(self, order: Order, evidence: Evidence, recorder: Recorder, account: Account) -> None:
         self._order = order
         self._evidence = evidence
         self._recorder = recorder
+        self._account = account
+        self._answering: set[asyncio.Task[None]] = set()
         self._decoder = wire.Decoder()
         self._reported = asyncio.Event()
         self._readers: set[int] = set()
@@ -202,6 +214,8 @@ class _Process:
             "inputs": order.inputs,
             "max_output_bytes": order.max_output_bytes,
             "max_events": order.max_events,
+            "preview_characters": order.preview_characters,
+            "asks": self._account.asks,
             "roots": [f"{path}/" for path in {project.root, *project.import_paths}],
         }
         assert self._control is not None
@@ -255,6 +269,8 @@ class _Process:
         match message["kind"]:
             case "event":
                 self._take_event(message)
+            case "ask":
+                self._answer(message)
             case "counted":
                 self._timeline.count_to(message["n"])
             case "began" if self._evidence.began_after_ms is None:
@@ -267,14 +283,40 @@ class _Process:
                 self._reported.set()
 
     def _take_event(self, message: dict[str, Any]) -> None:
-        fields = message["fields"]
-        if message["event"] == EventKind.LLM_COMPLETED:
-            self._evidence.tokens.completed(fields)
-        elif message["event"] == EventKind.LLM_FAILED:
-            self._evidence.tokens.failed(fields)
-        at = datetime.fromtimestamp(message["at"], UTC)
         with contextlib.suppress(ValueError):
-            self._timeline.take(Event(message["n"], at, EventKind(message["event"]), message["name"], fields))
+            event = Event(
+                message["n"],
+                datetime.fromtimestamp(message["at"], UTC),
+                EventKind(message["event"]),
+                message["name"],
+                message["fields"],
+                message.get("parent"),
+                message.get("began"),
+            )
+            kept = self._timeline.take(event)
+            match event.kind:
+                case EventKind.LLM_STARTED:
+                    self._account.begun(event, kept=kept)
+                case EventKind.LLM_COMPLETED:
+                    self._account.ended(event, CallStatus.COMPLETED)
+                case EventKind.LLM_FAILED:
+                    self._account.ended(event, CallStatus.FAILED)
+                case EventKind.METHOD_FAILED:
+                    self._evidence.failed_steps[event.name] += 1
+
+    def _answer(self, question: dict[str, Any]) -> None:
+        task = asyncio.create_task(self._ask_account(question))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _ask_account(self, question: dict[str, Any]) -> None:
+        """A question that nobody can answer is answered with no: the flow must not wait for ever."""
+        try:
+            answer = await self._account.ask(question)
+        except Exception as fault:
+            reason = f"whether there is room for this call cannot be found out: {type(fault).__name__}: {fault}"
+            answer = {"answer": question["call"], "verdict": "stop", "reason": reason}
+        self._tell_child(answer)
 
     # -- Decide and stop ----------------------------------------------------------------------------------------------
 
@@ -305,9 +347,12 @@ class _Process:
         self._tell(supervisor.TICK)
 
     def ask_to_stop(self, reason: str) -> None:
+        self._tell_child({"stop": reason[:1000]})
+
+    def _tell_child(self, message: dict[str, Any]) -> None:
         assert self._control is not None
         with contextlib.suppress(OSError):
-            self._control.send(wire.pack({"stop": reason[:1000]}), socket.MSG_NOSIGNAL)
+            self._control.send(wire.pack(message), socket.MSG_NOSIGNAL)
 
     def terminate(self) -> None:
         self._tell(supervisor.TERMINATE)
@@ -338,6 +383,7 @@ class _Process:
             self._drain(partial(self._read_log, descriptor, log))
             self._evidence.dropped_log_bytes += log.finish()
         self._evidence.dropped_events = self._timeline.finish()
+        self._account.close()
         self._read_report()
 
     def _drain(self, read: Callable[[], bool]) -> None:
@@ -365,6 +411,8 @@ class _Process:
 
     def close(self) -> None:
         """Lets go of everything; a run that is still alive dies of it."""
+        for task in self._answering:
+            task.cancel()
         if self._pidfd >= 0:
             with contextlib.suppress(OSError):
                 if self._evidence.isolation == namespace.NAMESPACE:

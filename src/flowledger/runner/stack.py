@@ -6,6 +6,7 @@ exception groups are told as Python tells them.
 
 from __future__ import annotations
 
+import hashlib
 import linecache
 from collections.abc import Iterator
 from types import CodeType, TracebackType
@@ -37,6 +38,28 @@ def describe(error: BaseException, roots: tuple[str, ...]) -> str:
         if bridge:
             parts.append(bridge)
     return "\n\n".join(parts)[:_LONGEST_STACK]
+
+
+def fingerprint(error: BaseException, roots: tuple[str, ...]) -> str:
+    """The same for the same error in the same place of the project, whatever its message and its lines' numbers.
+
+    Without a frame of the project's, where it was raised counts instead.
+    """
+    own = [_place(code, roots) for code, _ in _walk(error.__traceback__) if _is_own(code, roots)]
+    frames = own or [_place(code, roots) for code, _ in _walk(error.__traceback__)][-1:]
+    return hashlib.sha256("\n".join((qualified_name(type(error)), *frames)).encode(errors="replace")).hexdigest()[:12]
+
+
+def place(error: BaseException, roots: tuple[str, ...]) -> str | None:
+    """The innermost frame of the project's own, as `file:function`; None when there is none."""
+    own = [_place(code, roots) for code, _ in _walk(error.__traceback__) if _is_own(code, roots)]
+    return own[-1][:500] if own else None
+
+
+def _place(code: CodeType, roots: tuple[str, ...]) -> str:
+    file = code.co_filename
+    root = max((root for root in roots if file.startswith(root)), key=len, default="")
+    return f"{file[len(root) :]}:{getattr(code, 'co_qualname', code.co_name)}"
 
 
 def _chain(error: BaseException, roots: tuple[str, ...]) -> list[tuple[BaseException, str]]:

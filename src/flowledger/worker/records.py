@@ -1,4 +1,4 @@
-"""Brings what runs report into the ledger, in batches: events of steps and calls, and what flows print."""
+"""Brings what runs report into the ledger, in batches: events of steps, what flows print, and LLM calls."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import structlog
 from flowledger.database.session import Connection, Database
 from flowledger.domain.execution import Outcome
 from flowledger.domain.timeline import Event, LogLine
+from flowledger.domain.usage import PricedCall
 from flowledger.errors import FlowledgerError, InvalidInput
-from flowledger.ledger import timeline
+from flowledger.ledger import timeline, usage
 from flowledger.ledger.timeline import Held
 from flowledger.worker.trouble import Trouble
 
@@ -38,6 +39,7 @@ class Records:
     def __init__(self, database: Database) -> None:
         self._events = _Backlog(database, timeline.append)
         self._lines = _Backlog(database, timeline.append_logs)
+        self._calls = _Backlog(database, usage.append)
         self._something = asyncio.Event()
         self._writing = asyncio.Lock()
         self._trouble = Trouble("records_not_written")
@@ -61,6 +63,15 @@ class Records:
         self._something.set()
         return self._lines.add(held, line)
 
+    def add_call(self, held: Held, call: PricedCall) -> None:
+        """There is always room: what is spent is never dropped."""
+        self._something.set()
+        self._calls.add(held, call, bounded=False)
+
+    def take_calls(self, held: Held) -> list[PricedCall]:
+        """The calls of one run that are not written yet. Whoever takes them writes them."""
+        return self._calls.take(held)
+
     async def keep_writing(self) -> None:
         """Writes what comes, in batches, until it is cancelled."""
         while True:
@@ -73,7 +84,7 @@ class Records:
         if run is None:
             self._something.clear()
         try:
-            for backlog in (self._events, self._lines):
+            for backlog in (self._events, self._lines, self._calls):
                 while backlog.waits(run):
                     # For one batch only: a run that ends is not held up by another that floods.
                     async with self._writing:
@@ -96,12 +107,15 @@ class _Backlog(Generic[T]):
         self._append = append
         self._waiting: dict[Held, deque[T]] = {}
 
-    def add(self, run: Held, item: T) -> bool:
+    def add(self, run: Held, item: T, *, bounded: bool = True) -> bool:
         waiting = self._waiting.setdefault(run, deque())
-        if len(waiting) >= _MOST_WAITING // len(self._waiting):
+        if bounded and len(waiting) >= _MOST_WAITING // len(self._waiting):
             return False
         waiting.append(item)
         return True
+
+    def take(self, run: Held) -> list[T]:
+        return list(self._waiting.pop(run, ()))
 
     def waits(self, run: Held | None) -> bool:
         return bool(self._waiting) if run is None else run in self._waiting
@@ -117,7 +131,10 @@ class _Backlog(Generic[T]):
             self._forget(one, len(items))
 
     def _forget(self, run: Held, number: int) -> None:
-        waiting = self._waiting.pop(run)
+        waiting = self._waiting.pop(run, None)
+        if waiting is None:
+            # Taken meanwhile, by whoever writes them with the run's outcome; to write them twice adds nothing.
+            return
         for _ in range(number):
             waiting.popleft()
         if waiting:
@@ -153,6 +170,9 @@ class RunRecords:
     def log(self, line: LogLine) -> None:
         if not self._records.add_line(self._held, line):
             self._dropped["log_bytes_dropped"] += len(line.text.encode())
+
+    def call(self, call: PricedCall) -> None:
+        self._records.add_call(self._held, call)
 
     def told_in(self, outcome: Outcome) -> Outcome:
         """The outcome with what was dropped here beside what was dropped before."""

@@ -18,11 +18,12 @@ from flowledger.domain.project import Project
 from flowledger.domain.status import Status
 from flowledger.engines.postgres import QUEUE_CHANNEL, PostgresEngine
 from flowledger.errors import FlowledgerError, InvalidInput
-from flowledger.ledger import executions, workers
+from flowledger.ledger import executions, usage, workers
 from flowledger.ledger.flows import Remembered
 from flowledger.runner import process
 from flowledger.runner.limits import ErrorType, Limits
 from flowledger.settings import Settings
+from flowledger.worker.accounts import Accounts
 from flowledger.worker.ending import ended
 from flowledger.worker.leases import LeaseKeeper, boottime
 from flowledger.worker.reaper import keep_reaping
@@ -69,6 +70,7 @@ class Worker:
         )
         self._leases = LeaseKeeper(database, self.id, lease_seconds=settings.lease_seconds)
         self._records = Records(database)
+        self._accounts = Accounts(database)
         self._project = ServedProject(database, project, around, import_seconds=settings.import_seconds)
         self._running: set[asyncio.Task[None]] = set()
         self._limits: dict[UUID, Limits] = {}
@@ -99,12 +101,14 @@ class Worker:
                 for name, work in (
                     ("leases", self._leases.keep()),
                     ("records", self._records.keep_writing()),
-                    ("reaper", self._reap()),
                     ("project", self._keep_project_fresh()),
+                    ("reaper", self._reap()),
                     ("listen", listen(self._listen_conninfo, [QUEUE_CHANNEL, WISHES_CHANNEL], self._woken)),
                 )
             ]
             leaving.push_async_callback(ended, background)
+            warming = asyncio.create_task(self._accounts.warm(), name="prices")
+            leaving.push_async_callback(ended, [warming])
             claiming = asyncio.create_task(self._claim_until_stopped(), name="claim")
             self.ready.set()
             _log.info("worker_ready", worker=str(self.id), flows=[known.flow.key for known in serving.flows.values()])
@@ -264,7 +268,8 @@ class Worker:
 
     async def _run_in_child(self, claim: Claim, serving: Serving, known: Remembered, limits: Limits) -> Outcome:
         recorder = self._records.of((claim.execution_id, claim.fence))
-        outcome = await process.run(serving.template, self._order(claim, known), limits, recorder)
+        account = await self._accounts.open(claim, known.controls, limits, recorder.call)
+        outcome = await process.run(serving.template, self._order(claim, known), limits, recorder, account)
         return recorder.told_in(outcome)
 
     def _order(self, claim: Claim, known: Remembered) -> process.Order:
@@ -282,14 +287,25 @@ class Worker:
             memory_bytes=known.controls.memory_bytes,
             processes=known.controls.processes,
             open_files=known.controls.open_files,
+            preview_characters=self._previews(known),
         )
+
+    def _previews(self, known: Remembered) -> int:
+        own = known.controls.preview_characters
+        return self._settings.preview_characters if own is None else own
 
     async def _finish(self, claim: Claim, outcome: Outcome) -> Finish:
         """Asks until there is an answer: an outcome that is known is not given up because the database is away."""
         trouble = Trouble("outcome_not_written")
+        held = (claim.execution_id, claim.fence)
+        # What could not be written so far: no row ends before all calls that its sum counts are there.
+        calls = [(held, call) for call in self._records.take_calls(held)]
         while True:
             try:
                 async with self._database.service() as connection:
+                    if calls:
+                        await usage.append(connection, calls)
+                        calls = []
                     answer = await executions.finish(connection, claim.execution_id, claim.fence, outcome)
             except FlowledgerError as error:
                 trouble.met(error)

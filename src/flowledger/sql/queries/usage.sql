@@ -24,9 +24,9 @@ order by repriced_at desc
 -- Sets aside the most that a call can take in the windows of its execution; rows are those that have no room.
 select * from flowledger.reserve(%(execution)s, %(fence)s, %(number)s, %(usd)s, %(tokens)s)
 
--- name: release
--- The call was not made.
-select flowledger.release(%(execution)s, %(number)s)
+-- name: has_windows
+-- Whether there is any budget for a day or a month.
+select exists (select from flowledger.budgets) as found
 
 -- name: fold
 -- Adds the latest amounts to the sums by day.
