@@ -173,6 +173,8 @@ def _value(schema: JsonObject, topic: str, definitions: JsonObject) -> Any:
         if alternatives in schema:
             return _value(schema[alternatives][0], topic, definitions)
     kind = schema.get("type", "object")
+    if isinstance(kind, list):
+        kind = kind[0]
     if kind == "object":
         return {name: _value(part, topic, definitions) for name, part in schema.get("properties", {}).items()}
     if kind == "array":

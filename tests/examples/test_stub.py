@@ -109,11 +109,15 @@ def test_json_follows_the_schema(client: openai.OpenAI) -> None:
     schema = {
         "$defs": {"Part": {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}}}},
         "type": "object",
-        "properties": {"kind": {"enum": ["a", "b"]}, "parts": {"type": "array", "items": {"$ref": "#/$defs/Part"}}},
+        "properties": {
+            "kind": {"enum": ["a", "b"]},
+            "parts": {"type": "array", "items": {"$ref": "#/$defs/Part"}},
+            "size": {"type": ["integer", "null"]},
+        },
     }
     wanted: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     answered = client.chat.completions.create(model="gpt-4o-mini", messages=ASKED, response_format=wanted)
-    assert json.loads(answered.choices[0].message.content or "") == {"kind": "a", "parts": [{"n": 3}]}
+    assert json.loads(answered.choices[0].message.content or "") == {"kind": "a", "parts": [{"n": 3}], "size": 1}
 
 
 def test_an_answer_ends_after_max_tokens_and_says_so(client: openai.OpenAI) -> None:

@@ -1,0 +1,1 @@
+"""Flows that meet a budget."""

@@ -1,0 +1,1 @@
+"""Flows whose timeline is looked at."""
