@@ -5,8 +5,12 @@ What an answer says and what it costs is decided in `answers.py`.
 
 import json
 import re
+import select
+import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -50,6 +54,12 @@ class StubServer:
         host, port = self._http.server_address[:2]
         return f"http://{host!s}:{port}/v1"
 
+    def settle(self) -> None:
+        """Waits until no request is being answered: then the counts are whole, also of clients that hung up."""
+        counts = self._http.counts
+        with counts.lock:
+            counts.lock.wait_for(lambda: counts.under_way == 0)
+
     def stats(self) -> dict[str, Any]:
         """What GET /stats says: calls, failures and tokens, in all and by model."""
         return self._http.counts.told()
@@ -92,8 +102,9 @@ class Count:
 class Counts:
     total: Count = field(default_factory=Count)
     by_model: dict[str, Count] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Condition = field(default_factory=threading.Condition)
     spent_faults: set[str] = field(default_factory=set)
+    under_way: int = 0
 
     def failed(self, model: str) -> None:
         with self.lock:
@@ -104,6 +115,17 @@ class Counts:
         with self.lock:
             for count in self._of(model):
                 count.answer(usage)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        with self.lock:
+            self.under_way += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.under_way -= 1
+                self.lock.notify_all()
 
     def _of(self, model: str) -> tuple[Count, Count]:
         return self.total, self.by_model.setdefault(model, Count())
@@ -173,12 +195,15 @@ class _Handler(BaseHTTPRequestHandler):
         except (ValueError, KeyError, TypeError) as error:
             self._fail(400, f"the request is not a chat completion: {error!r}")
             return
-        self._complete(request, model, messages)
+        with self.server.counts.answering():
+            self._complete(request, model, messages)
 
     def _complete(self, request: dict[str, Any], model: str, messages: list[dict[str, Any]]) -> None:
         fault, counts = self._fault(model), self.server.counts
-        if fault.startswith("slow-"):
-            time.sleep(_seconds(fault))
+        if fault.startswith("slow-") and self._hangs_up_within(_seconds(fault)):
+            counts.answered(model, None)
+            self.close_connection = True
+            return
         if fault[:3].isdigit():
             counts.failed(model)
             self._fail(int(fault[:3]), f"the stub was asked to fail with {fault[:3]} by {model}")
@@ -196,6 +221,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             counts.answered(model, given.usage if tells else None)
             self._say(200, given.completion(with_usage=tells))
+
+    def _hangs_up_within(self, seconds: float) -> bool:
+        readable, _, _ = select.select([self.connection], [], [], seconds)
+        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
 
     def _fault(self, model: str) -> str:
         """From the header, else from the model's name; empty when all is to go well."""

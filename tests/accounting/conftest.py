@@ -15,7 +15,7 @@ from tests.accounting.spender import EXAMPLES, Spender
 
 sys.path.append(str(EXAMPLES))
 
-from stub_llm import StubServer, environment  # noqa: E402 - found through the line above
+from stub_llm import StubServer, environment
 
 ROOT = Path(__file__).parent / "flows"
 MODULES = ("spender.direct", "spender.failing", "spender.teams", "spender.stubborn", "spender.told")

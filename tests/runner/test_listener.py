@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from flowledger.runner.gate import Gate
 from flowledger.runner.listener import Listener
+
+MakeListener = Callable[[Callable[[dict[str, Any]], None]], Listener]
 
 
 @pytest.fixture
-def heard() -> tuple[Listener, list[dict[str, Any]]]:
+def listener() -> Iterator[MakeListener]:
+    """Of a run without a budget."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield lambda emit: Listener(emit, lambda _: None, Gate(ours, emit, asks=False))
+
+
+@pytest.fixture
+def heard(listener: MakeListener) -> tuple[Listener, list[dict[str, Any]]]:
     messages: list[dict[str, Any]] = []
-    return Listener(messages.append, lambda _: None), messages
+    return listener(messages.append), messages
 
 
 def event(kind: str, **fields: Any) -> SimpleNamespace:
@@ -39,10 +52,10 @@ def test_crewais_own_flows_are_left_out_and_their_calls_kept(heard: tuple[Listen
     assert messages[0]["n"] == 1
 
 
-def test_fault_in_the_listener_never_reaches_the_flow() -> None:
+def test_fault_in_the_listener_never_reaches_the_flow(listener: MakeListener) -> None:
     def broken(message: dict[str, Any]) -> None:
         raise OSError("the pipe is gone")
 
-    listener = Listener(broken, lambda _: None)
-    listener.hear(object(), event("flow_started", flow_name="F"))
-    listener.hear(object(), object())
+    faulty = listener(broken)
+    faulty.hear(object(), event("flow_started", flow_name="F"))
+    faulty.hear(object(), event("unheard_of"))
