@@ -281,6 +281,12 @@ def exact_text(amount: Decimal) -> str:
     return f"{amount.normalize():f}"
 
 
+def dollars(amount: Decimal) -> str:
+    """`$0.10`, `$12.00`, `$0.000123`: every digit, at least two behind the point."""
+    whole, _, rest = exact_text(amount).partition(".")
+    return f"${int(whole):,}.{rest.ljust(2, '0')}"
+
+
 def _or(price: Decimal | None, otherwise: Decimal) -> Decimal:
     return otherwise if price is None else price
 
