@@ -59,11 +59,12 @@ def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[st
 
 _EXITS = {
     exits.Exit.DONE: "done; for `run` and `executions watch`: the execution completed",
-    exits.Exit.ERROR: "the command failed: the database is away, a broken module, a finding of `doctor` or `db check`",
+    exits.Exit.ERROR: "the command failed: the database is away, a broken module, a finding of `doctor` or `db check`, "
+    "a model without a price in `prices check`",
     exits.Exit.USAGE: "the command line or an input cannot be used",
     exits.Exit.FAILED: "the execution failed",
     exits.Exit.NOT_PERMITTED: "Postgres does not let this identity do it",
-    exits.Exit.NOT_FOUND: "no such project, flow or execution, or a prefix that several executions share",
+    exits.Exit.NOT_FOUND: "no such project, flow, execution or price, or a prefix that several executions share",
     exits.Exit.CANCELLED: "the execution was cancelled",
     exits.Exit.TIMEOUT: "the execution reached its timeout",
     exits.Exit.STOPPED_WAITING: "waiting ended (`executions watch --timeout`); the execution goes on",

@@ -26,8 +26,8 @@ def database(postgres: EmbeddedPostgres) -> EmbeddedPostgres:
         # A test that left a transaction open shall fail here, and not hang.
         owner.execute("set lock_timeout = '10s'")
         owner.execute(
-            "truncate public.crewai_flows, flowledger.workers, flowledger.uncounted_executions, flowledger.prunes "
-            "restart identity cascade"
+            "truncate public.crewai_flows, flowledger.workers, flowledger.uncounted_executions, flowledger.prunes, "
+            "flowledger.prices, flowledger.spending, flowledger.unfolded_spending restart identity cascade"
         )
         owner.execute("update flowledger.settings set value = '10000' where name = 'queue_limit'")
     return postgres

@@ -278,7 +278,7 @@ def add_usd(one: Decimal, other: Decimal) -> Decimal:
 
 def exact_text(amount: Decimal) -> str:
     """Every digit and no zeros behind them."""
-    return f"{amount.normalize():f}"
+    return f"{amount.normalize(_EXACT):f}"
 
 
 def dollars(amount: Decimal) -> str:
