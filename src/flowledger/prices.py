@@ -124,6 +124,10 @@ class Prices:
         """Loads genai-prices in a thread, so that no later question waits for it."""
         await asyncio.to_thread(self.load)
 
+    async def warm_limits(self) -> None:
+        """Loads the catalogue too, which alone knows the limits of models."""
+        await asyncio.to_thread(self._catalogue.load)
+
     def load(self) -> None:
         _genai_version()
         _genai_price("gpt-4o", "openai", datetime.now().astimezone())

@@ -268,7 +268,9 @@ class Worker:
 
     async def _run_in_child(self, claim: Claim, serving: Serving, known: Remembered, limits: Limits) -> Outcome:
         recorder = self._records.of((claim.execution_id, claim.fence))
-        account = await self._accounts.open(claim, known.controls, limits, recorder.call)
+        account = await self._accounts.open(
+            claim, known.controls, limits, recorder.call, serving.template.site_packages
+        )
         outcome = await process.run(serving.template, self._order(claim, known), limits, recorder, account)
         return recorder.told_in(outcome)
 
