@@ -235,7 +235,14 @@ def _genai_price(model: str, provider: str, at: datetime) -> _Rate | None:
         _, found = get_snapshot().find_provider_model(model, None, _AT_GENAI_PRICES.get(provider, provider), None)
     except LookupError:
         return None
-    return _genai_rate(found.get_prices(at), version)
+    price = found.get_prices(at)
+    # Known by its identity, since it cannot be hashed; kept beside its rate, so that the identity stays its own.
+    if id(price) not in _genai_rates:
+        _genai_rates[id(price)] = price, _genai_rate(price, version)
+    return _genai_rates[id(price)][1]
+
+
+_genai_rates: dict[int, tuple[ModelPrice, _Rate | None]] = {}
 
 
 def _genai_rate(price: ModelPrice, version: str) -> _Rate | None:

@@ -18,6 +18,8 @@ EVERY = (
     errors.FlowNotFound("godo"),
     errors.ExecutionNotFound("abcd"),
     errors.AmbiguousReference("abcd", ("abcd1", "abcd2")),
+    errors.PriceNotFound("gpt-4o", ("one --provider azure",)),
+    errors.PriceNotFound("gpt-4o"),
     errors.ProjectNotFound("/here"),
     errors.ProjectUnusable("/here", "no crewai", "Install it."),
     errors.DatabaseUnreachable("localhost:5432/x", "refused"),

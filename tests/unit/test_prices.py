@@ -111,6 +111,15 @@ def test_our_arithmetic_agrees_with_that_of_genai_prices_for_each_of_its_models(
     assert compared > 3_000
 
 
+def test_a_list_that_changes_its_price_at_a_date_is_asked_for_that_date(prices: Prices) -> None:
+    first = prices.lookup("o3", "openai", datetime(2025, 5, 1, tzinfo=UTC))
+    for at, expected in ((AT, Decimal(2)), (datetime(2025, 5, 1, tzinfo=UTC), Decimal(10))):
+        found = prices.lookup("o3", "openai", at)
+        assert found is not None
+        assert found.input == expected
+    assert first == prices.lookup("o3", "openai", datetime(2025, 5, 1, tzinfo=UTC))
+
+
 def test_teams_own_price_comes_first_and_the_latest_for_the_provider_wins() -> None:
     def at(version: str, **facts: object) -> TeamPrice:
         price = Price(input=Decimal(1), output=Decimal(2), source="team", version=version)

@@ -13,17 +13,22 @@ with page as (
   order by executions.started_at, executions.id
   limit %(limit)s
 )
-select page.started_at as execution_started_at, page.id as execution_id, usage.number, usage.model, usage.provider,
-       usage.started_at, usage.input_tokens, usage.cached_input_tokens, usage.cache_write_tokens, usage.output_tokens,
-       usage.reasoning_tokens, coalesce(repriced.cost_usd, usage.cost_usd) as cost_usd
+select page.started_at as execution_started_at, page.id as execution_id, calls.*
 from page
-left join flowledger.usage as usage
-  on usage.execution_id = page.id
- and usage.input_tokens is not null
- and (%(model)s::text is null or usage.model = %(model)s)
-left join flowledger.repriced_calls as repriced
-  on repriced.execution_id = usage.execution_id and repriced.number = usage.number
-order by page.started_at, page.id, usage.number
+left join lateral (
+  select usage.number, usage.model, usage.provider, usage.started_at, usage.input_tokens, usage.cached_input_tokens,
+         usage.cache_write_tokens, usage.output_tokens, usage.reasoning_tokens,
+         coalesce(repriced.cost_usd, usage.cost_usd) as cost_usd
+  from flowledger.usage as usage
+  left join flowledger.repriced_calls as repriced
+    on repriced.execution_id = page.id and repriced.number = usage.number
+  where usage.execution_id = page.id
+    and usage.input_tokens is not null
+    and (%(model)s::text is null or usage.model = %(model)s)
+  -- Keeps the planner from reading all calls of the ledger for a page of them.
+  offset 0
+) as calls on true
+order by page.started_at, page.id, calls.number
 
 -- name: record
 -- Notes what calls cost at other prices.
