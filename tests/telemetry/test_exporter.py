@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 import structlog
 
+from flowledger.database.session import Claims
 from flowledger.domain.status import Status
 from flowledger.errors import InvalidInput
 from flowledger.ledger import executions
@@ -94,6 +95,18 @@ async def test_reaped_execution_is_exported_by_whoever_reaped_it_and_its_open_sp
     assert spans["invoke_workflow good"].attributes["error.type"] == "WorkerLost"
     assert spans["method write"].failure == "no end was seen: the execution ended as failed"
     assert spans["method write"].ended == spans["invoke_workflow good"].ended
+
+
+@pytest.mark.parametrize(("page", "most", "told"), [(1, 20, 3), (2, 20, 3), (3, 20, 3), (1, 2, 2), (2, 2, 2)])
+async def test_timeline_is_read_page_by_page_and_no_further_than_a_trace_may_hold(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, page: int, most: int, told: int
+) -> None:
+    monkeypatch.setattr(exporter, "_EVENTS_OF_A_PAGE", page)
+    monkeypatch.setattr(exporter, "_MOST_EVENTS", most)
+    execution = await stage.finished()
+    async with stage.service.session(Claims.of_operator()) as session:
+        events = await exporter._first_events(session, execution)
+    assert [event.sequence for event in events] == [1, 2, 3][:told]
 
 
 async def test_receiver_that_comes_back_gets_what_it_missed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

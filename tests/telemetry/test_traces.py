@@ -104,6 +104,12 @@ def test_spans_begin_and_end_when_it_happened() -> None:
     assert (root.started_at, root.ended_at) == (EXECUTION.started_at, EXECUTION.completed_at)
 
 
+def test_cost_of_the_root_is_exact_where_the_row_is_rounded() -> None:
+    for told_in_row, cost in (({"exact_cost_usd": "0.00123456"}, 0.00123456), ({"exact_cost_usd": ["mine"]}, 0.0012)):
+        (root,) = trace(replace(EXECUTION, metadata=told_in_row), [], [], previews=False)
+        assert root.attributes["flowledger.cost_usd"] == cost
+
+
 def test_root_tells_what_the_row_tells() -> None:
     about = told(TIMELINE, execution=KILLED)["invoke_workflow brief"].attributes
     assert about == {
@@ -175,7 +181,7 @@ def test_failure_of_unknown_class_is_other() -> None:
 
 
 def test_refused_call_is_a_failed_span() -> None:
-    span = told([event(1, "llm_refused", "gpt-x", error="0.10 of 0.10 USD is spent", error_type="BudgetExceeded")])
+    span = told([event(1, "llm_refused", "gpt-x", reason="0.10 of 0.10 USD is spent")])
     assert (span["chat gpt-x"].failure, span["chat gpt-x"].attributes["error.type"]) == (
         "0.10 of 0.10 USD is spent",
         "BudgetExceeded",
@@ -208,7 +214,7 @@ def test_nested_flow_has_a_span_of_its_own() -> None:
 
 
 def test_moments_are_events_of_the_span_around_them() -> None:
-    events = [*TIMELINE[:2], event(3, "feedback_requested", parent=2), event(4, "error", "E", parent=2, error="why")]
+    events = [*TIMELINE[:2], event(3, "feedback_requested", parent=2), event(4, "error", "E", parent=2, message="why")]
     assert [moment.name for moment in told(events)["method write"].moments] == ["feedback", "exception"]
     assert told([event(1, "log", "hello")])["invoke_workflow brief"].moments[0].name == "log"
 

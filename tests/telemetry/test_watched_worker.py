@@ -97,6 +97,18 @@ class TestTrace:
 
     def test_parents_are_those_of_the_timeline(self, watched: Watched) -> None:
         assert not _with_other_parents_than_recorded(watched.spans, _recorded_parents(watched))
+        tool = next(span for span in watched.spans if span.name == "execute_tool quarterly_figures")
+        assert _ancestors(tool, watched.spans) == [
+            "invoke_agent Financial Analyst",
+            "task read_figures",
+            "invoke_workflow FiguresCrew",
+            "method read_figures",
+            "invoke_workflow board_brief",
+        ]
+
+    def test_each_thing_is_told_once_and_has_both_ends(self, watched: Watched) -> None:
+        assert len([span for span in watched.spans if span.name.startswith("chat ")]) == 3
+        assert [span.name for span in watched.spans if "flowledger.end_unseen" in span.attributes] == []
 
     def test_times_are_real(self, watched: Watched) -> None:
         (root,) = [span for span in watched.spans if span.parent is None]
@@ -154,8 +166,8 @@ class TestMetrics:
             "coalesce(sum(cost_usd), 0)::float as usd from flowledger.usage where execution_id = %s",
             watched.row["id"],
         )[0]
-        assert total(told, "tokens_total", flow="board_brief") == recorded["tokens"]
-        assert total(told, "llm_calls_total", flow="board_brief") == recorded["calls"]
+        assert total(told, "tokens_total", flow="board_brief") == recorded["tokens"] == watched.row["token_count"]
+        assert total(told, "llm_calls_total", flow="board_brief") == recorded["calls"] == watched.stub.stats()["calls"]
         assert total(told, "cost_usd_total", flow="board_brief") == pytest.approx(recorded["usd"])
 
     def test_queue_of_a_worker_that_is_idle_is_empty(self, watched: Watched) -> None:
@@ -305,6 +317,15 @@ def test_checker_of_parents_finds_a_wrong_one() -> None:
     assert _with_other_parents_than_recorded(spans, {3: 2}) == []
     assert _with_other_parents_than_recorded(spans, {2: 3}) == ["2", "3"]
     assert _with_other_parents_than_recorded(spans, {}) == ["3"]
+
+
+def _ancestors(span: Received, spans: list[Received]) -> list[str]:
+    by_id = {one.id: one for one in spans}
+    names = []
+    while span.parent is not None:
+        span = by_id[span.parent]
+        names.append(span.name)
+    return names
 
 
 def _sum(spans: list[Received], attribute: str) -> int:

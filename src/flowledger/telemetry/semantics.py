@@ -17,6 +17,7 @@ Attributes = dict[str, Attribute | None]
 
 UNKNOWN_ERROR = "_OTHER"
 """The conventions' word for an error whose class nobody has told."""
+BUDGET_ERROR = "BudgetExceeded"
 
 _OPERATIONS = {
     "flow": "invoke_workflow",
@@ -39,6 +40,9 @@ _FIELDS = {
     "from_cache": "flowledger.tool.from_cache",
     "run_attempts": "flowledger.tool.attempt",
     "retries": "flowledger.llm.retries",
+    "stream": "gen_ai.request.stream",
+    "reason": "flowledger.budget.reason",
+    "level": "flowledger.log.level",
 }
 """Fields of events that are no content of the flow's."""
 
@@ -87,7 +91,7 @@ def about_execution(execution: Execution) -> Attributes:
         "flowledger.flow.version": _attribute(metadata.get("flow_version")),
         "flowledger.worker.id": _attribute(metadata.get("worker_id")),
         "flowledger.tokens": execution.token_count,
-        "flowledger.cost_usd": None if execution.cost_usd is None else float(execution.cost_usd),
+        "flowledger.cost_usd": _exact_cost(execution),
         "flowledger.unpriced_models": _words(metadata.get("unpriced_models")),
         "flowledger.events_dropped": _attribute(metadata.get("events_dropped")),
         "user.id": None if execution.executed_by is None else str(execution.executed_by),
@@ -178,6 +182,16 @@ def _attribute(value: Any) -> Attribute | None:
     if value is None or isinstance(value, bool | int | float):
         return value
     return (value if isinstance(value, str) else json.dumps(value))[:_LONGEST_TEXT]
+
+
+def _exact_cost(execution: Execution) -> float | None:
+    """Beside the row's own figure, which is rounded, its metadata holds the exact one."""
+    if execution.cost_usd is None:
+        return None
+    try:
+        return float((execution.metadata or {})["exact_cost_usd"])
+    except (KeyError, TypeError, ValueError):
+        return float(execution.cost_usd)
 
 
 def _words(value: Any) -> tuple[str, ...] | None:

@@ -16,6 +16,7 @@ from flowledger.domain.status import Status
 from flowledger.domain.timeline import Event, Span, SpanStatus, spans
 from flowledger.domain.usage import CallStatus, PricedCall
 from flowledger.telemetry.semantics import (
+    BUDGET_ERROR,
     UNKNOWN_ERROR,
     Attribute,
     about_call,
@@ -110,7 +111,8 @@ class _Trace:
             priced = self._calls.get(span.sequence)
             about |= about_event_of_call(span) if priced is None else known(about_call(priced))
         if failure is not None:
-            about["error.type"] = str(span.fields.get("error_type") or UNKNOWN_ERROR)
+            otherwise = BUDGET_ERROR if span.status is SpanStatus.REFUSED else UNKNOWN_ERROR
+            about["error.type"] = str(span.fields.get("error_type") or otherwise)
         if span.status is SpanStatus.RUNNING:
             about["flowledger.end_unseen"] = True
         return TraceSpan(
@@ -129,7 +131,8 @@ class _Trace:
         """Without an end, in an execution that completed, it may have gone well: its end may have been dropped."""
         match span.status:
             case SpanStatus.FAILED | SpanStatus.REFUSED:
-                return str(span.fields.get("error") or span.status)[:_LONGEST_FAILURE]
+                told = span.fields.get("error") or span.fields.get("reason") or span.status
+                return str(told)[:_LONGEST_FAILURE]
             case SpanStatus.RUNNING if self._execution.status is not Status.COMPLETED:
                 return f"no end was seen: the execution ended as {self._execution.status}"
         return None
@@ -163,8 +166,8 @@ class _Trace:
     def _moment(self, span: Span) -> Moment:
         about = about_fields(span.fields, previews=self._previews)
         if span.subject == "error":
-            about["exception.type"] = str(span.fields.get("error_type") or span.name)
-            about["exception.message"] = str(span.fields.get("error") or "")[:_LONGEST_FAILURE]
+            about["exception.type"] = span.name
+            about["exception.message"] = str(span.fields.get("message") or "")[:_LONGEST_FAILURE]
         return Moment("exception" if span.subject == "error" else span.subject, span.started_at, known(about))
 
     def _around(self, span: Span) -> int | None:
