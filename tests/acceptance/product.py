@@ -268,8 +268,8 @@ def emptied(postgres: EmbeddedPostgres, project: Path) -> Product:
     """The product on an empty ledger, for a user of its own."""
     product = Product(postgres, project, uuid4())
     product.sql(
-        "truncate public.crewai_flows, flowledger.workers, flowledger.uncounted_executions, flowledger.prunes "
-        "restart identity cascade"
+        "truncate public.crewai_flows, flowledger.workers, flowledger.uncounted_executions, flowledger.prunes, "
+        "flowledger.prices, flowledger.spending, flowledger.unfolded_spending restart identity cascade"
     )
     product.sql("update flowledger.settings set value = '10000' where name = 'queue_limit'")
     return product

@@ -13,11 +13,12 @@ select flowledger.append_logs(
   %(executions)b, %(fences)b::bigint[], %(sequences)b::integer[], %(ats)b, %(streams)b, %(texts)b)
 
 -- name: read
--- Events of one execution after the given sequence number.
+-- Events of one execution after the given sequence number, the first `most` of them.
 select sequence, at, kind, name, fields, parent, began
 from flowledger.timeline
 where execution_id = %(execution)s and sequence > %(after)s
 order by sequence
+limit %(most)s
 
 -- name: read_logs
 -- Log text of one execution after the given sequence number.
