@@ -266,6 +266,11 @@ _FIELDS = {
     ),
     "more_changes": ("`method_finished`", "How many changes more there are."),
     "error_type": ("`*_failed`", "The class of the exception, where CrewAI tells it."),
+    "abandoned": (
+        "`llm_failed`",
+        "True for a call that the flow itself cancelled before it ended, as a timeout around it does. It may have been "
+        "billed, so its row in [flowledger.usage](schema/usage.md) says `unknown`.",
+    ),
     "reason": ("`llm_refused`, `budget_warned`", "Which budget, what was spent, and what the call could have taken."),
     "level": ("`log`", "`warning`, `error` or `critical`: what a flow or library wrote through Python's logging."),
     "message": ("`log`, `error`", "Its text, for `error` the first line."),
