@@ -268,8 +268,7 @@ _FIELDS = {
     "error_type": ("`*_failed`", "The class of the exception, where CrewAI tells it."),
     "abandoned": (
         "`llm_failed`",
-        "True for a call that the flow itself cancelled before it ended, as a timeout around it does. It may have been "
-        "billed, so its row in [flowledger.usage](schema/usage.md) says `unknown`.",
+        "True when the flow itself cancelled the call, as a timeout around it does: it may have been billed.",
     ),
     "reason": ("`llm_refused`, `budget_warned`", "Which budget, what was spent, and what the call could have taken."),
     "level": ("`log`", "`warning`, `error` or `critical`: what a flow or library wrote through Python's logging."),
