@@ -56,9 +56,16 @@ class StubServer:
 
     def settle(self) -> None:
         """Waits until no request is being answered: then the counts are whole, also of clients that hung up."""
+        self._wait_until(busy=False)
+
+    def await_request(self) -> None:
+        """Waits until one is being answered."""
+        self._wait_until(busy=True)
+
+    def _wait_until(self, *, busy: bool) -> None:
         counts = self._http.counts
         with counts.lock:
-            counts.lock.wait_for(lambda: counts.under_way == 0)
+            counts.lock.wait_for(lambda: (counts.under_way > 0) is busy)
 
     def stats(self) -> dict[str, Any]:
         """What GET /stats says: calls, failures and tokens, in all and by model."""
@@ -120,6 +127,7 @@ class Counts:
     def answering(self) -> Iterator[None]:
         with self.lock:
             self.under_way += 1
+            self.lock.notify_all()
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,15 +19,15 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @dataclass
-class Cancelling(Recording):
-    """Wishes the run to end once its second call has begun."""
+class Watching(Recording):
+    """Tells when the run's second call begins."""
 
-    limits: Limits = field(default_factory=Limits)
+    second_begins: asyncio.Event = field(default_factory=asyncio.Event)
 
     def event(self, event: Event) -> None:
         super().event(event)
         if event.kind is EventKind.LLM_STARTED and event.fields["call"] == 2:
-            self.limits.cancel("no longer needed")
+            self.second_begins.set()
 
 
 def assert_what_arrived_is_there(spent: Spent, status: Status, error_type: str) -> None:
@@ -47,8 +48,13 @@ def assert_what_arrived_is_there(spent: Spent, status: Status, error_type: str) 
 
 
 async def test_cancelled(spend: Spender) -> None:
-    recording = Cancelling()
-    spent = await spend("told:Ends", {"how": "nothing"}, limits=recording.limits, recording=recording)
+    recording, limits = Watching(), Limits()
+    running = asyncio.create_task(spend("told:Ends", {"how": "nothing"}, limits=limits, recording=recording))
+    await recording.second_begins.wait()
+    # Before it is on its way, a wish to end would keep it from being made.
+    await asyncio.to_thread(spend.stub.await_request)
+    limits.cancel("no longer needed")
+    spent = await running
     assert_what_arrived_is_there(spent, Status.CANCELLED, "Cancelled")
 
 
