@@ -59,11 +59,12 @@ def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[st
 
 _EXITS = {
     exits.Exit.DONE: "done; for `run` and `executions watch`: the execution completed",
-    exits.Exit.ERROR: "the command failed: the database is away, a broken module, a finding of `doctor` or `db check`",
+    exits.Exit.ERROR: "the command failed: the database is away, a broken module, a finding of `doctor` or `db check`, "
+    "a model without a price in `prices check`",
     exits.Exit.USAGE: "the command line or an input cannot be used",
     exits.Exit.FAILED: "the execution failed",
     exits.Exit.NOT_PERMITTED: "Postgres does not let this identity do it",
-    exits.Exit.NOT_FOUND: "no such project, flow or execution, or a prefix that several executions share",
+    exits.Exit.NOT_FOUND: "no such project, flow, execution or price, or a prefix that several executions share",
     exits.Exit.CANCELLED: "the execution was cancelled",
     exits.Exit.TIMEOUT: "the execution reached its timeout",
     exits.Exit.STOPPED_WAITING: "waiting ended (`executions watch --timeout`); the execution goes on",
@@ -156,7 +157,7 @@ def _meaning(param: Any) -> str:
     if param.default is not None and not getattr(param, "is_flag", False):
         told.append(f"Default: `{param.default}`.")
     if param.min is not None:
-        told.append(f"From {param.min} to {param.max:,}.")
+        told.append(f"From {param.min}." if param.max is None else f"From {param.min} to {param.max:,}.")
     if getattr(param, "multiple", False) or param.nargs == -1:
         told.append("May be given more than once.")
     return " ".join(part for part in told if part)
@@ -231,8 +232,17 @@ _SUBJECTS = {
     "crew": "crew's name",
     "task": "task's name",
     "agent": "agent's role",
+    "reasoning": "agent's role",
     "llm": "model",
     "tool": "tool's name",
+    "memory": "`query`, `save` or `retrieval`",
+    "knowledge": "`query` or `search`",
+    "guardrail": "guardrail's name",
+    "mcp": "server's or tool's name",
+    "feedback": "method's name",
+    "budget": "`budget`",
+    "log": "logger's name",
+    "error": "error's type",
 }
 
 _FIELDS = {
@@ -242,7 +252,25 @@ _FIELDS = {
     "finish_reason": ("`llm_completed`", "Why the model stopped, in the provider's word."),
     "from_cache": ("`tool_finished`", "True when CrewAI answered from its tool cache."),
     "run_attempts": ("`tool_*`", "Which attempt this was."),
-    "method": ("inside a method", "The method in which it happened."),
+    "retry_count": ("`guardrail_*`", "How often the guardrail has sent its task back."),
+    "stream": ("`llm_started`", "Whether the answer is asked for in pieces."),
+    "call": ("`llm_*`", "Number of the call within its execution; the key of [flowledger.usage](schema/usage.md)."),
+    "retries": ("`llm_started`", "Failed attempts before this one, of the same request. Left out: none."),
+    "method": ("`llm_*`", "The flow's method in which the call was made."),
+    "crew_name": ("`llm_*`", "The crew in which the call was made."),
+    "first_token_ms": ("`llm_completed`", "Milliseconds to the first piece of a streamed answer."),
+    "messages": ("`llm_started`", "How many messages were sent."),
+    "changes": (
+        "`method_finished`",
+        "What is different in the flow's state since the method began, as a JSON Patch with `was`; at most 50.",
+    ),
+    "more_changes": ("`method_finished`", "How many changes more there are."),
+    "error_type": ("`*_failed`", "The class of the exception, where CrewAI tells it."),
+    "reason": ("`llm_refused`, `budget_warned`", "Which budget, what was spent, and what the call could have taken."),
+    "level": ("`log`", "`warning`, `error` or `critical`: what a flow or library wrote through Python's logging."),
+    "message": ("`log`, `error`", "Its text, for `error` the first line."),
+    "fingerprint": ("`error`", "The same for the same error in the same place; `flowledger errors` groups by it."),
+    "place": ("`error`", "The innermost frame of the project's own, as `file:function`."),
     "provider": ("`llm_*`", "Who was called, such as `openai`; `unknown` when CrewAI does not say."),
     "usage": (
         "`llm_completed`",
@@ -260,11 +288,14 @@ def _events() -> list[str]:
         "What happens inside an execution, row by row, in [flowledger.timeline](schema/timeline.md). `sequence` counts",
         "from 1 within its execution; a gap means that events were dropped. `at` is when it happened, `name` is what",
         "it happened to, `fields` holds the rest. Events are written while the flow runs, in batches, by whoever holds",
-        "the lease. Prompts, responses and states are not stored.",
+        "the lease.",
+        "",
+        "`parent` is the sequence of the event with which the enclosing step or call began, `began` that of the",
+        "beginning which an end belongs to. What a flow does in threads of its own belongs to the flow.",
         "",
         "Of an execution that tells more than `max_events`, so many are kept as they come, and when it ends the last",
-        "200 that matter: failures, and ends of flows. What lay between is counted in `metadata.events_dropped`; its",
-        "tokens are counted in full.",
+        "200 that matter: failures, refusals, and ends of flows. What lay between is counted in",
+        "`metadata.events_dropped`; its tokens and costs are counted in full.",
     )
     lines += ["## Kinds", ""]
     lines += _table(("Kind", "`name`", "CrewAI's event"), (_kind(kind) for kind in EventKind))
@@ -275,10 +306,15 @@ def _events() -> list[str]:
         "",
         "## Fields",
         "",
-        "A field without a value is left out. Text is cut at 500 characters.",
+        "A field without a value is left out. Text is cut at 500 characters. Prompts, answers, arguments and outputs",
+        "are kept as previews, the first `preview_characters` of them (500, 0 for none; a setting, and for one flow in",
+        "`[tool.flowledger.flows.KEY]`), with their true size beside them. Secrets are taken out before they are cut.",
+        "What parallel branches changed in the state while a method ran is among its `changes`.",
         "",
     ]
     lines += _table(("Field", "Where", "Meaning"), ((f"`{name}`", *_FIELDS[name]) for name in event_fields()))
+    lines += ["", "Previews, each with its size in characters as `..._characters`:", ""]
+    lines += _table(("Kind", "Previews"), ((f"`{kind}`", ", ".join(names)) for kind, names in previews().items()))
     return [
         *lines,
         "",
@@ -288,16 +324,34 @@ def _events() -> list[str]:
     ]
 
 
+_OF_MESSAGES = ("kind", "n", "at", "event", "name", "fields")
+
+
 def event_fields() -> list[str]:
-    """Every field that the listener may set."""
-    written = ast.walk(ast.parse(inspect.getsource(listener.Listener)))
+    """Every field that the listener may set, previews left out."""
+    functions = [node for node in ast.walk(ast.parse(inspect.getsource(listener))) if isinstance(node, ast.FunctionDef)]
+    written = [node for function in functions for node in ast.walk(function)]
     assigned = {
         str(node.slice.value)
         for node in written
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "fields"
         if isinstance(node.slice, ast.Constant)
     }
-    return [*listener._FIELDS, *sorted(assigned)]  # noqa: SLF001 - the one list of them
+    literal = {
+        str(key.value)
+        for node in written
+        if isinstance(node, ast.Dict)
+        for key in node.keys
+        if isinstance(key, ast.Constant) and key.value not in _OF_MESSAGES
+    }
+    told = {*listener._OF_CALL.values(), "message", "fingerprint", "place"}  # noqa: SLF001 - the lists of them
+    sizes = {name for name in assigned if name.endswith("_characters")}
+    return [*listener._FIELDS, *sorted((assigned | literal | told) - sizes - set(listener._FIELDS))]  # noqa: SLF001
+
+
+def previews() -> dict[str, list[str]]:
+    """Kind -> the fields of it that are previews."""
+    return {kind: [f"`{ours}`" for ours, _ in pairs] for kind, pairs in listener._PREVIEWS.items()}  # noqa: SLF001
 
 
 def _kind(kind: EventKind) -> tuple[str, str, str]:

@@ -107,6 +107,25 @@ class AmbiguousReference(FlowledgerError):
         return "Give more characters of the id."
 
 
+@dataclass(eq=False)
+class PriceNotFound(FlowledgerError):
+    """The team has set no such price. `known` are those that it has for the model."""
+
+    code = "price_not_found"
+    model: str
+    known: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"the team has set no such price of {self.model}"
+
+    @property
+    def hint(self) -> str:
+        if self.known:
+            return f"There is {' and '.join(self.known)}."
+        return "`flowledger prices list` shows the prices."
+
+
 # -- The project whose flows we run -----------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """What a model costs: the team's own prices, then genai-prices, then the catalogue inside CrewAI; or unknown.
 
-Offline: nothing is fetched, and `genai_prices.UpdatePrices` is never started. Loading takes a second or two, so it
-happens once, at the first question, or before it by `warm`; importing this module loads nothing.
+Offline: nothing is fetched, and `genai_prices.UpdatePrices` is never started. Importing this module loads nothing.
+genai-prices is loaded once, at the first question, or before it by `warm`; the catalogue is read when that does not
+know a model, or when somebody asks for limits.
 
 Unknown is None and never 0. The two catalogues write 0 or nothing for what is free, bundled or not known, so a model
 that they give no price above zero has none; that a model is free is for the team to say. The same goes for models on
@@ -11,24 +12,27 @@ one's own machines (Ollama, vLLM): a catalogue's price for the name would be tha
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
+import importlib.util
 import json
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from flowledger.domain.price import TeamPrice
 from flowledger.domain.usage import Price
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelPrice, TieredPrices
 
-TEAM = "team"
 GENAI_PRICES = "genai-prices"
 CATALOGUE = "crewai-catalogue"
 
@@ -66,19 +70,6 @@ _IN_CATALOGUE = {
     "vertex_ai": ("vertex_ai-language-models", "vertex_ai-anthropic_models", "vertex_ai"),
 }
 """A provider -> `litellm_provider` of its entries, where that is not its name."""
-
-
-@dataclass(frozen=True)
-class TeamPrice:
-    """A price that the team set. `provider` None: whoever serves the model. `since` None: always.
-
-    Of several that fit, the one for the provider wins, then the latest.
-    """
-
-    model: str
-    price: Price
-    provider: str | None = None
-    since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -120,17 +111,26 @@ class Prices:
     """
 
     def __init__(self, team: Iterable[TeamPrice] = (), catalogue: Path | None = None) -> None:
-        self._team = tuple(team)
+        self._team = _TeamTable(team)
         self._catalogue = _Catalogue(catalogue)
 
+    def with_team(self, team: Iterable[TeamPrice]) -> Self:
+        """The same lists below another table of the team's. Nothing is loaded again."""
+        other = copy.copy(self)
+        other._team = _TeamTable(team)  # noqa: SLF001
+        return other
+
     async def warm(self) -> None:
-        """Loads everything in a thread, so that no later question waits for it."""
+        """Loads genai-prices in a thread, so that no later question waits for it."""
         await asyncio.to_thread(self.load)
+
+    async def warm_limits(self) -> None:
+        """Loads the catalogue too, which alone knows the limits of models."""
+        await asyncio.to_thread(self._catalogue.load)
 
     def load(self) -> None:
         _genai_version()
         _genai_price("gpt-4o", "openai", datetime.now().astimezone())
-        self._catalogue.load()
 
     def lookup(self, model: str, provider: str, at: datetime, input_tokens: int = 0) -> Price | None:
         """The price of a call that began at `at` and took in all `input_tokens`, which decide the tier."""
@@ -142,6 +142,13 @@ class Prices:
         rate = self._rate(model, provider, at)
         return None if rate is None else rate.dearest_up_to(input_tokens)
 
+    def set_by_team(self, model: str, provider: str, at: datetime) -> list[TeamPrice]:
+        """The team's prices that fit such a call; the first is the one that applies."""
+        for who, name in _references(model, provider):
+            if fitting := self._team.fitting(name, who, at):
+                return fitting
+        return []
+
     def limits(self, model: str, provider: str) -> ModelLimits:
         """By the catalogue; what the team's table and genai-prices know of limits is not asked."""
         for who, name in _references(model, provider):
@@ -150,28 +157,34 @@ class Prices:
         return ModelLimits()
 
     def _rate(self, model: str, provider: str, at: datetime) -> _Rate | None:
-        references = _references(model, provider)
-        for who, name in references:
-            if own := self._set_by_team(name, who, at):
-                return own
-        named = [(who, name) for who, name in references if who not in _LOCAL]
+        if own := self.set_by_team(model, provider, at):
+            return _Rate(((-1, own[0].price),))
+        named = [(who, name) for who, name in _references(model, provider) if who not in _LOCAL]
         for who, name in named:
             if rate := _genai_price(name, who, at) or self._catalogue.rate(who, name):
                 return rate
         return None
 
-    def _set_by_team(self, model: str, provider: str, at: datetime) -> _Rate | None:
-        fitting = [
-            own
-            for own in self._team
-            if own.model.lower() == model
-            and (own.provider is None or _canonical(own.provider) == provider)
-            and (own.since is None or own.since <= at)
+
+class _TeamTable:
+    """The team's prices by the names that they are looked up by."""
+
+    def __init__(self, prices: Iterable[TeamPrice]) -> None:
+        self._named: dict[str, list[tuple[str | None, TeamPrice]]] = defaultdict(list)
+        for own in prices:
+            model, provider = own.model.lower(), None if own.provider is None else _canonical(own.provider)
+            self._named[model].append((provider, own))
+            prefix, slash, rest = model.partition("/")
+            if slash and provider in (None, _canonical(prefix)):
+                self._named[rest].append((_canonical(prefix), own))
+
+    def fitting(self, model: str, provider: str, at: datetime) -> list[TeamPrice]:
+        found = [
+            (who is not None, own.since is not None, own.since or at, own)
+            for who, own in self._named.get(model, ())
+            if who in (None, provider) and (own.since is None or own.since <= at)
         ]
-        if not fitting:
-            return None
-        best = max(fitting, key=lambda own: (own.provider is not None, own.since is not None, own.since or at))
-        return _Rate(((-1, best.price),))
+        return [own for *_, own in sorted(found, key=lambda one: one[:3], reverse=True)]
 
 
 def _references(model: str, provider: str) -> list[tuple[str, str]]:
@@ -222,7 +235,14 @@ def _genai_price(model: str, provider: str, at: datetime) -> _Rate | None:
         _, found = get_snapshot().find_provider_model(model, None, _AT_GENAI_PRICES.get(provider, provider), None)
     except LookupError:
         return None
-    return _genai_rate(found.get_prices(at), version)
+    price = found.get_prices(at)
+    # Known by its identity, since it cannot be hashed; kept beside its rate, so that the identity stays its own.
+    if id(price) not in _genai_rates:
+        _genai_rates[id(price)] = price, _genai_rate(price, version)
+    return _genai_rates[id(price)][1]
+
+
+_genai_rates: dict[int, tuple[ModelPrice, _Rate | None]] = {}
 
 
 def _genai_rate(price: ModelPrice, version: str) -> _Rate | None:
@@ -254,6 +274,22 @@ _GENAI_CLASSES = {
 
 
 # -- The catalogue inside CrewAI --------------------------------------------------------------------------------------
+
+_CATALOGUE_FILE = Path("llms", "litellm_catalog", "model_prices_and_context_window.json")
+
+
+def catalogue_file(site_packages: Path | None = None) -> Path | None:
+    """CrewAI's catalogue in an interpreter's `site_packages`; None: in our own environment. CrewAI is not imported.
+
+    Answers None where there is none.
+    """
+    if site_packages is not None:
+        folders = [site_packages / "crewai"]
+    else:
+        spec = importlib.util.find_spec("crewai")
+        folders = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+    return next((file for folder in folders if (file := folder / _CATALOGUE_FILE).is_file()), None)
+
 
 _CATALOGUE_CLASSES = {
     "input": "input_cost_per_token",

@@ -71,6 +71,22 @@ class Settings(BaseSettings):
         500, ge=0, le=20_000, description="Characters kept of each prompt, answer and output in the timeline; 0: none."
     )
     log_format: str = Field("console", pattern="^(console|json)$", description="The worker's own log: console or json.")
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP receiver over HTTP for a trace of each execution. None: no traces are made."
+    )
+    otlp_headers: SecretStr | None = Field(
+        None, description="Headers that the receiver wants: name=value pairs between commas, values percent-encoded."
+    )
+    otlp_previews: bool = Field(
+        default=False, description="Whether traces carry what prompts, answers, tools and log lines say."
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port at which a worker serves Prometheus metrics, 0: any. None: it does not.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address at which a worker serves metrics.")
 
     @classmethod
     def settings_customise_sources(

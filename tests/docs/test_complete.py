@@ -10,6 +10,7 @@ import pytest
 from flowledger.domain.status import TRANSITIONS
 from flowledger.domain.timeline import EventKind
 from flowledger.settings import Settings
+from flowledger.telemetry.metrics import Metrics
 from tests.docs.pages import (
     DOCS,
     ROOT,
@@ -22,6 +23,7 @@ from tests.docs.pages import (
 
 SRC = ROOT / "src" / "flowledger"
 REFERENCE = DOCS / "reference"
+LOGGERS = {"flowledger.traces", "flowledger.metrics"}
 
 
 @pytest.mark.parametrize("name", ["cli.md", "settings.md", "events.md", "errors.md"])
@@ -36,6 +38,17 @@ def test_every_setting_is_documented():
 
 def test_every_setting_has_a_description():
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_every_metric_and_every_attribute_of_a_span_is_documented():
+    text = (DOCS / "how-to" / "observe.md").read_text()
+    told = "".join(file.read_text() for file in (SRC / "telemetry").glob("*.py"))
+    metrics = {f"flowledger_{name}" for name in re.findall(r'_by_flow\("(\w+)"', told)}
+    metrics |= {f"{family.name}{'_total' * (family.type == 'counter')}" for family in Metrics().registry.collect()}
+    attributes = set(re.findall(r'"((?:gen_ai|flowledger)\.[a-z_.]+[a-z])"', told)) - LOGGERS
+    assert len(metrics) >= 15
+    assert len(attributes) >= 25
+    assert missing(metrics | attributes, text) == []
 
 
 def test_every_command_is_documented():

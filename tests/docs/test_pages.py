@@ -146,7 +146,7 @@ class TestTheCheckersFindWhatTheyShould:
         "line",
         [
             "flowledger serve",
-            "flowledger run greet --budget-usd 1",
+            "flowledger run greet --budget-eur 1",
             "flowledger executions compare ID",
             "make havoc",
             "A=1 make x",

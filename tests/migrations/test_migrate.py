@@ -22,6 +22,7 @@ from flowledger.errors import (
 )
 
 DOCUMENT_TABLES = (Path(__file__).parent / "document_tables.sql").read_text()
+VERSIONS = [1, 2, 3]
 
 
 def one(target, statement, *values):
@@ -33,10 +34,10 @@ def one(target, statement, *values):
 
 
 def test_a_plain_owner_installs_everything_once(plain):
-    assert [migration.version for migration in migrate(plain.conninfo)] == [1, 2]
+    assert [migration.version for migration in migrate(plain.conninfo)] == VERSIONS
     assert migrate(plain.conninfo) == []
     with plain.connect() as conn:
-        assert version(conn) == 2
+        assert version(conn) == VERSIONS[-1]
         require_current(conn)
         assert check.differences(conn) == []
     noted = one(
@@ -59,16 +60,16 @@ def test_two_processes_that_migrate_at_once_apply_each_migration_once(plain):
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert sorted(migration.version for one in applied for migration in one) == [1, 2]
+    assert sorted(migration.version for one in applied for migration in one) == VERSIONS
 
 
 def test_a_migration_that_fails_leaves_nothing(plain, monkeypatch):
-    broken = Migration(3, "broken", "create table flowledger.half (); select 1 / 0;")
+    broken = Migration(VERSIONS[-1] + 1, "broken", "create table flowledger.half (); select 1 / 0;")
     monkeypatch.setattr(migrating, "migrations", lambda: (*migrations(), broken))
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrate(plain.conninfo)
     with plain.connect() as conn:
-        assert version(conn) == 2
+        assert version(conn) == VERSIONS[-1]
         assert check.differences(conn) == []
 
 
@@ -79,7 +80,7 @@ def test_pasted_migrations_count_and_may_be_repeated(plain):
             require_current(conn)
         for migration in (*migrations(), *migrations()):
             conn.execute(migration.text.encode())
-        assert version(conn) == 2
+        assert version(conn) == VERSIONS[-1]
         assert conn.execute("select count(sha256) from flowledger.schema_migrations").fetchone() == (0,)
     assert migrate(plain.conninfo) == []
     noted = one(plain, "select array_agg(sha256 order by version) from flowledger.schema_migrations")
@@ -149,6 +150,7 @@ def test_the_exported_files_are_the_migrations_byte_for_byte(tmp_path):
     assert [path.name for path in paths] == [
         "20261123000001_flowledger_0001.sql",
         "20261123000002_flowledger_0002.sql",
+        "20261127000003_flowledger_0003.sql",
     ]
     assert [path.read_bytes() for path in paths] == [migration.text.encode() for migration in migrations()]
     assert export_supabase(tmp_path / "supabase" / "migrations") == paths
@@ -158,7 +160,7 @@ def test_exported_files_install_a_supabase_project_as_its_tool_applies_it(supaba
     with supabase.connect() as conn:
         for path in export_supabase(tmp_path):
             conn.execute(path.read_bytes())
-        assert version(conn) == 2
+        assert version(conn) == VERSIONS[-1]
         assert check.differences(conn) == []
 
 
@@ -168,7 +170,7 @@ def test_exported_files_install_a_supabase_project_as_its_tool_applies_it(supaba
 def test_tables_whose_document_is_equal_are_adopted_with_their_rows(plain):
     _install_document_tables(plain)
     before = one(plain, "select array_agg(e::text order by e.id) from crewai_flow_executions as e")
-    assert [migration.version for migration in migrate(plain.conninfo)] == [1, 2]
+    assert [migration.version for migration in migrate(plain.conninfo)] == VERSIONS
     with plain.connect() as conn:
         assert check.differences(conn) == []
         counts = conn.execute("select flow_key, execution_count from crewai_flows order by flow_key").fetchall()
@@ -266,7 +268,7 @@ def test_a_database_of_a_later_version_is_refused(plain):
             require_current(conn)
     with pytest.raises(SchemaTooNew) as refusal:
         migrate(plain.conninfo)
-    assert (refusal.value.found, refusal.value.known) == (7, 2)
+    assert (refusal.value.found, refusal.value.known) == (7, VERSIONS[-1])
 
 
 def test_a_server_that_is_too_old_is_refused(plain, monkeypatch):

@@ -89,7 +89,8 @@ def test_model_without_a_price_is_refused_under_a_budget_in_usd_and_not_under_on
     refusal = refused(Spending(Budget(usd=Decimal(1))).reserve(worst(None, model="house-llm")))
     assert (refusal.reason, refusal.is_final) == (Reason.UNPRICED, True)
     assert str(refusal) == (
-        "house-llm has no price, so a budget of $1 cannot be held to; set its price, or give the budget in tokens"
+        "house-llm has no price, so the execution's budget of $1.00 cannot be kept to: "
+        "set its price, or give the budget in tokens"
     )
     granted(Spending(Budget(tokens=1000)).reserve(worst(None)))
 
@@ -98,8 +99,8 @@ def test_refusal_says_what_was_asked_spent_reserved_and_allowed() -> None:
     spending = Spending(Budget(usd=Decimal("0.25")), spent_usd=Decimal("0.05"))
     granted(spending.reserve(worst("0.10")))
     assert str(refused(spending.reserve(WorstCase("gpt-4o", 1200, 4096, Decimal("0.15"))))) == (
-        "a call of gpt-4o may take $0.15 (at most 1,200 tokens in, 4,096 out), with $0.05 spent and $0.10 reserved"
-        " of $0.25"
+        "a call of gpt-4o may take $0.15 (at most 1,200 tokens in, 4,096 out), with $0.05 spent and $0.10 set aside"
+        " of the execution's budget of $0.25; a max_tokens on the LLM makes it less"
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from flowledger import registry
+from flowledger.domain.budget import Budget, OnReach
 from flowledger.domain.controls import FlowControls
 from flowledger.domain.project import Project
 from flowledger.errors import InvalidInput
@@ -29,11 +31,16 @@ def test_every_field_is_read():
         "memory_mb": 512,
         "processes": 20,
         "open_files": 64,
+        "budget_usd": 1.5,
+        "budget_tokens": 50_000,
+        "on_budget": "warn",
+        "preview_characters": 0,
     }
     assert table.keys() == {field.name for field in fields(FlowControls)}
     controls = FlowControls.read(table, PLACE)
     assert (controls.timeout_seconds, controls.queue_seconds, controls.retry_seconds) == (300, 90, 90)
     assert (controls.retry_on, controls.idempotent, controls.memory_bytes) == (("TimeoutError",), True, 512 * 2**20)
+    assert controls.budget == Budget(Decimal("1.5"), 50_000, OnReach.WARN, "the flow's budget for a run")
 
 
 def test_a_flow_of_which_nothing_is_said_has_no_limits():
@@ -49,6 +56,8 @@ def test_a_flow_of_which_nothing_is_said_has_no_limits():
     ("timeout_seconds", 2_147_484), ("queue_seconds", -1), ("retry_seconds", "2d"), ("concurrency", 0),
     ("concurrency", 1.5), ("concurrency_per_user", "2"), ("retries", 21), ("retries", True), ("retry_on", "ValueError"),
     ("retry_on", [1]), ("idempotent", 1), ("crash_limit", 0), ("memory_mb", 0), ("processes", 0), ("open_files", 1),
+    ("budget_usd", -1), ("budget_usd", "a lot"), ("budget_usd", True), ("budget_usd", float("nan")),
+    ("budget_tokens", 1.5), ("on_budget", "shout"), ("preview_characters", -1),
 ])  # fmt: skip
 def test_a_mistake_is_told_with_its_place_and_field(name, value):
     with pytest.raises(InvalidInput) as refusal:

@@ -18,6 +18,8 @@ EVERY = (
     errors.FlowNotFound("godo"),
     errors.ExecutionNotFound("abcd"),
     errors.AmbiguousReference("abcd", ("abcd1", "abcd2")),
+    errors.PriceNotFound("gpt-4o", ("one --provider azure",)),
+    errors.PriceNotFound("gpt-4o"),
     errors.ProjectNotFound("/here"),
     errors.ProjectUnusable("/here", "no crewai", "Install it."),
     errors.DatabaseUnreachable("localhost:5432/x", "refused"),
@@ -33,6 +35,7 @@ EVERY = (
     errors.PermissionRefused("not you"),
     errors.TransitionRefused("completed cannot go to running"),
     errors.QueueFull(10_000),
+    errors.PriceNotFound("gpt-x"),
 )
 SAID_ALONE = (errors.TransitionRefused,)
 
@@ -73,6 +76,7 @@ def test_error_leaves_with_its_exit_code_in_words_and_in_json(
         errors.FlowNotFound: Exit.NOT_FOUND,
         errors.ExecutionNotFound: Exit.NOT_FOUND,
         errors.AmbiguousReference: Exit.NOT_FOUND,
+        errors.PriceNotFound: Exit.NOT_FOUND,
         errors.ProjectNotFound: Exit.NOT_FOUND,
         errors.PermissionRefused: Exit.NOT_PERMITTED,
     }.get(type(error), Exit.ERROR)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from flowledger.domain.price import TeamPrice
 from flowledger.domain.usage import Price, Usage, cost
-from flowledger.prices import ModelLimits, Prices, TeamPrice
+from flowledger.prices import ModelLimits, Prices, catalogue_file
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 OURS = Price(input=Decimal(1), output=Decimal(2), source="team", version="2026-10-01")
@@ -111,6 +111,15 @@ def test_our_arithmetic_agrees_with_that_of_genai_prices_for_each_of_its_models(
     assert compared > 3_000
 
 
+def test_a_list_that_changes_its_price_at_a_date_is_asked_for_that_date(prices: Prices) -> None:
+    first = prices.lookup("o3", "openai", datetime(2025, 5, 1, tzinfo=UTC))
+    for at, expected in ((AT, Decimal(2)), (datetime(2025, 5, 1, tzinfo=UTC), Decimal(10))):
+        found = prices.lookup("o3", "openai", at)
+        assert found is not None
+        assert found.input == expected
+    assert first == prices.lookup("o3", "openai", datetime(2025, 5, 1, tzinfo=UTC))
+
+
 def test_teams_own_price_comes_first_and_the_latest_for_the_provider_wins() -> None:
     def at(version: str, **facts: object) -> TeamPrice:
         price = Price(input=Decimal(1), output=Decimal(2), source="team", version=version)
@@ -176,10 +185,8 @@ def test_catalogue_that_cannot_be_read_is_done_without(tmp_path: Path, content: 
 
 
 def test_installed_crewai_knows_prices_and_limits() -> None:
-    spec = importlib.util.find_spec("crewai")
-    if spec is None or spec.origin is None:
+    if (path := catalogue_file()) is None:
         pytest.skip("CrewAI is not in this environment")
-    path = Path(spec.origin).parent / "llms/litellm_catalog/model_prices_and_context_window.json"
     prices = Prices(catalogue=path)
     price = prices.lookup("qwen-max", "dashscope", AT)
     assert price is not None
@@ -188,11 +195,51 @@ def test_installed_crewai_knows_prices_and_limits() -> None:
     assert prices.limits("gpt-99", "openai") == ModelLimits()
 
 
-async def test_warming_loads_in_a_thread(tmp_path: Path) -> None:
-    prices = Prices(catalogue=catalogue(tmp_path, **{"snowflake/x": ENTRY}))
+def test_a_price_with_the_providers_prefix_is_that_for_the_provider() -> None:
+    prices = Prices([TeamPrice("openai/gpt-4o", OURS), TeamPrice("acme/llama-3", OURS)])
+    assert prices.lookup("gpt-4o", "openai", AT) == OURS
+    assert prices.lookup("gpt-4o", "azure", AT) != OURS
+    assert prices.lookup("acme/llama-3", "openrouter", AT) == OURS
+
+
+def test_another_table_of_the_teams_leaves_the_lists_as_they_are_and_the_old_prices_too(tmp_path: Path) -> None:
+    path = catalogue(tmp_path, **{"snowflake/x": ENTRY})
+    before = Prices(catalogue=path)
+    listed = before.lookup("x", "snowflake", AT)
+    path.unlink()
+    after = before.with_team([TeamPrice("gpt-4o", OURS)])
+    assert (listed is not None, after.lookup("x", "snowflake", AT)) == (True, listed)
+    assert after.lookup("gpt-4o", "openai", AT) == OURS
+    assert before.lookup("gpt-4o", "openai", AT) != OURS
+
+
+async def test_catalogue_is_read_only_for_a_model_that_genai_prices_does_not_know(tmp_path: Path) -> None:
+    path = catalogue(tmp_path, **{"snowflake/x": ENTRY})
+    prices = Prices([TeamPrice("ours", OURS)], catalogue=path)
     await prices.warm()
-    (tmp_path / "catalogue.json").unlink()
-    assert prices.lookup("x", "snowflake", AT) is not None
+    assert prices.lookup("gpt-4o", "openai", AT) is not None
+    assert prices.lookup("ours", "ollama", AT) == OURS
+    assert prices.lookup("llama3", "ollama", AT) is None
+    path.write_text(json.dumps({"snowflake/x": {**ENTRY, "input_cost_per_token": 4e-06}}))
+    found = prices.lookup("x", "snowflake", AT)
+    assert found is not None
+    assert found.input == 4, "it was not read before"
+
+
+def test_catalogue_is_found_without_importing_crewai(tmp_path: Path) -> None:
+    assert catalogue_file(tmp_path) is None
+    file = tmp_path / "crewai/llms/litellm_catalog/model_prices_and_context_window.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    assert catalogue_file(tmp_path) == file
+    code = """
+import importlib.util, sys
+from flowledger.prices import catalogue_file
+found = catalogue_file()
+assert "crewai" not in sys.modules
+assert (found is not None) == (importlib.util.find_spec("crewai") is not None), found
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_nothing_is_loaded_before_it_is_asked_for_and_nothing_is_fetched() -> None:

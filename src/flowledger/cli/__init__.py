@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "Run a flow and watch it; exits by its outcome.",
     "executions": "List, show, watch, cancel, repeat and prune executions, and read their logs.",
     "flows": "List the project's flows, show their graph and input schema; pause and resume them.",
+    "prices": "List, set, import and check the prices of models; price old executions again.",
     "worker": "Claim and run executions until stopped.",
     "db": "Migrate and check the database; print its reference document.",
     "doctor": "Check this machine, project and database, with a remedy for each finding.",

@@ -23,6 +23,7 @@ from flowledger.errors import (
     FlowNotFound,
     InvalidInput,
     PermissionRefused,
+    PriceNotFound,
     ProjectNotFound,
 )
 
@@ -48,7 +49,7 @@ OUTCOMES = {
 }
 
 _ERRORS: tuple[tuple[tuple[type[FlowledgerError], ...], Exit], ...] = (
-    ((FlowNotFound, ExecutionNotFound, AmbiguousReference, ProjectNotFound), Exit.NOT_FOUND),
+    ((FlowNotFound, ExecutionNotFound, AmbiguousReference, PriceNotFound, ProjectNotFound), Exit.NOT_FOUND),
     ((PermissionRefused,), Exit.NOT_PERMITTED),
     ((InvalidInput,), Exit.USAGE),
 )

@@ -13,6 +13,7 @@ from flowledger.database import migrate
 from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.database.session import Claims, Database, checked, connected, password
 from flowledger.settings import Settings
+from flowledger.telemetry.destination import header_values
 from flowledger.worker.served import Surroundings
 
 
@@ -99,8 +100,9 @@ def surroundings(settings: Settings, where: Addresses) -> Surroundings:
     if settings.listen_url is not None:
         urls.add(settings.listen_url.get_secret_value())
     passwords = {password(url) for url in urls}
+    headers = "" if settings.otlp_headers is None else settings.otlp_headers.get_secret_value()
     return Surroundings(
-        secrets=frozenset((urls | passwords) - {""}),
+        secrets=frozenset((urls | passwords | {headers, *header_values(headers).values()}) - {""}),
         hidden=() if where.embedded is None else (where.embedded.data_dir / "postgres",),
         storage=storage(settings),
     )

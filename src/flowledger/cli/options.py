@@ -28,6 +28,12 @@ DataOption = Annotated[
 SlotsOption = Annotated[
     int | None, typer.Option("--slots", min=1, max=512, help="Executions to run side by side.", show_default=False)
 ]
+MetricsPortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port", min=0, max=65_535, help="Serve Prometheus metrics at this port, 0: any.", show_default=False
+    ),
+]
 PairsOption = Annotated[
     list[str] | None,
     typer.Option("-i", "--set", metavar="KEY=VALUE", help="One input; key=@file reads a file, key:=json takes JSON."),

@@ -67,6 +67,19 @@ def money(cost: Decimal | None) -> str:
     return "" if cost is None else f"${cost:.4f}".rstrip("0").rstrip(".")
 
 
+def exact_money(amount: Decimal) -> str:
+    """To the millionth of a dollar: single calls cost less than a hundredth of a cent."""
+    return f"${amount:.6f}".rstrip("0").rstrip(".") if amount < 1 else money(amount)
+
+
+def cost(execution: Execution) -> str:
+    """What the execution cost, with the digits that its column has no room for; empty when nobody knows."""
+    if execution.cost_usd is None:
+        return ""
+    exact = (execution.metadata or {}).get("exact_cost_usd")
+    return money(execution.cost_usd) if exact is None else exact_money(Decimal(exact))
+
+
 def first_line(text: str | None) -> str:
     return (text or "").strip().partition("\n")[0]
 
@@ -112,11 +125,12 @@ def write_table(columns: Sequence[str], rows: Iterable[Sequence[Text | str]], *,
         # Where room is short it is taken from the errors, each of which stays on its line.
         table.add_column(column, justify="right" if column in right else "left", no_wrap=column not in _GIVES_WAY)
     for row in rows:
-        table.add_row(*(_on_one_line(cell) for cell in row))
+        table.add_row(*(on_one_line(cell) for cell in row))
     out.print(table, soft_wrap=False)
 
 
-def _on_one_line(cell: Text | str) -> Text:
+def on_one_line(cell: Text | str) -> Text:
+    """A cell that is cut where room is short, and never takes a second line."""
     text = cell.copy() if isinstance(cell, Text) else Text(cell)
     text.no_wrap, text.overflow = True, "ellipsis"
     return text
@@ -135,7 +149,7 @@ def write_executions(executions: Sequence[Execution]) -> None:
                 local_time(execution.started_at) if eyes else _iso(execution.started_at),
                 format_duration(execution.duration_ms) if eyes else str(execution.duration_ms or ""),
                 tokens(execution.token_count) if eyes else str(execution.token_count or ""),
-                money(execution.cost_usd) if eyes else str(execution.cost_usd or ""),
+                cost(execution) if eyes else str(execution.cost_usd or ""),
                 str(execution.execution_mode),
                 _why(execution),
             )

@@ -1,11 +1,12 @@
-"""Follows one execution on the terminal: its steps as they happen, with time and tokens."""
+"""Follows one execution on the terminal: its steps as they happen, with time, tokens and dollars."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from uuid import UUID
 
 from rich.console import Group, RenderableType
@@ -14,24 +15,29 @@ from rich.table import Table
 from rich.text import Text
 
 from flowledger.cli.opening import Ledger
-from flowledger.cli.output import err, first_line, short_id, status_text, tokens
+from flowledger.cli.output import cost, err, exact_money, first_line, short_id, status_text, tokens
 from flowledger.domain.duration import format_duration
 from flowledger.domain.execution import Execution
 from flowledger.domain.status import Status
 from flowledger.domain.timeline import Event, EventKind
-from flowledger.ledger import executions, timeline
+from flowledger.domain.usage import PricedCall
+from flowledger.ledger import executions, timeline, usage
 
 _LOOK_SECONDS = 0.1
 _FRAMES_PER_SECOND = 8
+_DEEPEST = 50
 
 
 @dataclass
 class _Step:
+    """`spent` is what is known of its cost; None: no call of it had a price."""
+
     name: str
     started_at: datetime
     ended_at: datetime | None = None
     failed: str = ""
     tokens: int = 0
+    spent: Decimal | None = None
     tools: list[str] = field(default_factory=list)
     doing: str = ""
 
@@ -54,57 +60,69 @@ class _Step:
 
 
 class Progress:
-    """Steps of one execution, put together from its timeline."""
+    """Steps of one execution, put together from its timeline and its LLM calls."""
 
     def __init__(self) -> None:
-        self.steps: list[_Step] = []
         self.sequence = 0
+        self.ended: list[_Step] = []
+        """Steps whose end was seen; whoever tells of them takes them away."""
+        self._steps: dict[int, _Step] = {}
+        self._parents: dict[int, int | None] = {}
+        self._calls: set[int] = set()
 
-    def take(self, event: Event) -> _Step | None:
-        """Adds one event. Answers with the step that it ended, if any."""
+    @property
+    def steps(self) -> Sequence[_Step]:
+        return list(self._steps.values())
+
+    def take(self, events: Sequence[Event], calls: Sequence[PricedCall]) -> None:
+        """Adds what is new of them."""
+        for event in events:
+            self._take(event)
+        for call in calls:
+            if call.call.number not in self._calls:
+                self._calls.add(call.call.number)
+                self._add(call)
+
+    def _take(self, event: Event) -> None:
         self.sequence = event.sequence
+        if event.kind.is_beginning:
+            self._parents[event.sequence] = event.parent
+        step = self._enclosing(event.parent)
         match event.kind:
             case EventKind.METHOD_STARTED:
-                self.steps.append(_Step(event.name, event.at))
+                self._steps[event.sequence] = _Step(event.name, event.at)
             case EventKind.METHOD_FINISHED | EventKind.METHOD_FAILED:
-                return self._end(event)
-            case EventKind.LLM_STARTED:
-                self._now(event, event.name)
-            case EventKind.LLM_COMPLETED:
-                self._add_tokens(event)
-            case EventKind.TOOL_STARTED:
-                self._now(event, event.name)
-            case EventKind.TOOL_FINISHED | EventKind.TOOL_FAILED:
-                if step := self._step_of(event):
-                    step.tools.append(event.name)
-        return None
+                self._end(event)
+            case EventKind.LLM_STARTED | EventKind.TOOL_STARTED if step:
+                step.doing = event.name
+            case EventKind.TOOL_FINISHED | EventKind.TOOL_FAILED if step:
+                step.tools.append(event.name)
 
-    def _end(self, event: Event) -> _Step | None:
-        step = self._open(event.name)
+    def _end(self, event: Event) -> None:
+        step = self._steps.get(event.began or 0)
         if step is None:
-            return None
+            return
         step.ended_at = event.at
         if event.kind is EventKind.METHOD_FAILED:
             step.failed = str(event.fields.get("error", "failed"))
-        return step
+        self.ended.append(step)
 
-    def _now(self, event: Event, doing: str) -> None:
-        if step := self._step_of(event):
-            step.doing = doing
+    def _add(self, call: PricedCall) -> None:
+        step = self._enclosing(call.call.sequence)
+        if step is None:
+            return
+        if call.call.usage is not None:
+            step.tokens += call.call.usage.total
+        if call.cost_usd is not None:
+            step.spent = (step.spent or Decimal(0)) + call.cost_usd
 
-    def _add_tokens(self, event: Event) -> None:
-        step = self._step_of(event)
-        usage = event.fields.get("usage") or {}
-        if step is not None:
-            step.tokens += int(usage.get("input_tokens", 0)) + int(usage.get("output_tokens", 0))
-
-    def _step_of(self, event: Event) -> _Step | None:
-        """The step in which a call happened: the one it names, else the one that began last and still runs."""
-        named = event.fields.get("method")
-        return self._open(str(named)) if named else next((s for s in reversed(self.steps) if s.ended_at is None), None)
-
-    def _open(self, name: str) -> _Step | None:
-        return next((step for step in reversed(self.steps) if step.name == name and step.ended_at is None), None)
+    def _enclosing(self, sequence: int | None) -> _Step | None:
+        """The step in which something happened."""
+        for _ in range(_DEEPEST):
+            if sequence is None or sequence in self._steps:
+                break
+            sequence = self._parents.get(sequence)
+        return self._steps.get(sequence or 0)
 
 
 async def follow(ledger: Ledger, execution: Execution, *, quiet: bool = False, until: float | None = None) -> Execution:
@@ -114,62 +132,94 @@ async def follow(ledger: Ledger, execution: Execution, *, quiet: bool = False, u
     """
     progress = Progress()
     if quiet:
-        return await _watch(ledger, execution.id, progress, lambda _: None, until)
+        return await _watch(ledger, execution.id, progress, lambda: None, until)
     err.print(Text.assemble((execution.flow_key, "bold"), "  ", (short_id(execution.id), "dim")))
     if not err.is_terminal:
-        return await _watch(ledger, execution.id, progress, lambda step: err.print(_line(step)), until)
+        return await _watch(ledger, execution.id, progress, lambda: _tell(progress), until)
     with Live(console=err, refresh_per_second=_FRAMES_PER_SECOND, get_renderable=lambda: _picture(progress)):
-        return await _watch(ledger, execution.id, progress, lambda _: None, until)
+        return await _watch(ledger, execution.id, progress, lambda: None, until)
 
 
 async def _watch(
-    ledger: Ledger, execution: UUID, progress: Progress, ended: Callable[[_Step], object], until: float | None
+    ledger: Ledger, execution: UUID, progress: Progress, looked: Callable[[], object], until: float | None
 ) -> Execution:
     give_up_at = None if until is None else asyncio.get_running_loop().time() + until
     while True:
         async with ledger.database.session(ledger.operator) as session:
-            # Read first: events are written before the row ends, so a row that has ended has all of them.
+            # Read first: events and calls are written before the row ends, so a row that has ended has all of them.
             row = await executions.find(session, ledger.operator, str(execution))
             events = await timeline.read(session, execution, after=progress.sequence)
-        for event in events:
-            if step := progress.take(event):
-                ended(step)
+            calls = await usage.read(session, execution) if events or row.status.is_terminal else []
+        progress.take(events, calls)
+        looked()
         if row.status.is_terminal or (give_up_at and asyncio.get_running_loop().time() > give_up_at):
             return row
         await asyncio.sleep(_LOOK_SECONDS)
 
 
 def summary(execution: Execution) -> Text:
-    """`✓ completed  1 min 36 s  1,377 tokens`, and why if it failed."""
+    """`✓ completed  1 min 36 s  1,377 tokens  $0.24`, and why if it failed, or which steps did."""
     parts = [format_duration(execution.duration_ms)]
     if execution.token_count is not None:
         parts.append(f"{tokens(execution.token_count)} tokens")
+    if execution.cost_usd is not None:
+        parts.append(cost(execution))
+    elif execution.token_count is not None:
+        parts.append("cost unknown")
     line = Text.assemble(status_text(execution.status), "  ", "  ".join(part for part in parts if part))
     if execution.error_type:
         line.append(f"\n  {execution.error_type}: {first_line(execution.error_message)}", "red")
+    elif failed := (execution.metadata or {}).get("failed_steps"):
+        line.append(f"\n  although steps failed: {', '.join(failed)}", "yellow")
     return line
 
 
+def _tell(progress: Progress) -> None:
+    for step in progress.ended:
+        err.print(_line(step))
+    progress.ended.clear()
+
+
 def _line(step: _Step) -> Text:
-    count = f"{step.tokens:,} tokens" if step.tokens else ""
     return Text.assemble(
         "  ",
         (status_text(step.status).plain[0], status_text(step.status).style),
         f" {step.name:<24}",
         f"{format_duration(step.milliseconds):>12}  ",
-        (f"{count:>14}  ", "dim"),
+        (f"{_tokens(step.tokens):>14}  ", "dim"),
+        (f"{_spent(step.spent):>10}  ", "dim"),
         (step.notes, "dim"),
     )
 
 
 def _picture(progress: Progress) -> RenderableType:
     table = Table.grid(padding=(0, 2, 0, 0))
+    for column in ("step", "time", "tokens", "cost", "notes"):
+        table.add_column(justify="left" if column in ("step", "notes") else "right")
     for step in progress.steps:
         sign = status_text(step.status)
         table.add_row(
             Text.assemble("  ", (sign.plain[0], sign.style), f" {step.name}"),
-            Text(format_duration(step.milliseconds), justify="right"),
-            Text(f"{step.tokens:,} tokens" if step.tokens else "", "dim", justify="right"),
+            format_duration(step.milliseconds),
+            Text(_tokens(step.tokens), "dim"),
+            Text(_spent(step.spent), "dim"),
             Text(step.notes, "dim"),
         )
-    return Group(table)
+    return Group(table, _totals(progress.steps))
+
+
+def _totals(steps: Sequence[_Step]) -> Text:
+    """What all steps have taken so far; nothing while there is nothing to tell."""
+    count = sum(step.tokens for step in steps)
+    priced = [step.spent for step in steps if step.spent is not None]
+    parts = [_tokens(count), _spent(sum(priced, Decimal(0)) if priced else None)]
+    told = "  ".join(part for part in parts if part)
+    return Text(f"    {told}" if told else "", "dim")
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} tokens" if count else ""
+
+
+def _spent(amount: Decimal | None) -> str:
+    return "" if amount is None else exact_money(amount)

@@ -16,6 +16,7 @@ from flowledger.cli.options import (
     ProjectOption,
     PythonOption,
 )
+from flowledger.domain.budget import OnReach
 from flowledger.domain.priority import HIGHEST_PRIORITY
 
 app = typer.Typer(add_completion=False)
@@ -46,6 +47,16 @@ def run(
             show_default=False,
         ),
     ] = None,
+    budget_usd: Annotated[
+        str | None, typer.Option(help="The most that it may spend, such as 0.50.", show_default=False)
+    ] = None,
+    budget_tokens: Annotated[
+        int | None, typer.Option(min=0, help="The most tokens that it may use.", show_default=False)
+    ] = None,
+    on_budget: Annotated[
+        OnReach | None,
+        typer.Option(help="What happens when a budget is reached; stop if not given.", show_default=False),
+    ] = None,
     meeting: Annotated[
         UUID | None, typer.Option(help="The board meeting this run belongs to.", show_default=False)
     ] = None,
@@ -67,6 +78,9 @@ def run(
         timeout=timeout,
         queue_timeout=queue_timeout,
         priority=priority,
+        budget_usd=budget_usd,
+        budget_tokens=budget_tokens,
+        on_budget=on_budget,
         meeting=meeting,
         detach=detach,
         as_json=as_json,

@@ -13,7 +13,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from flowledger.domain.usage import Price, Usage, add_usd, exact_text, worst_cost
+from flowledger.domain.usage import Price, Usage, add_usd, dollars, exact_text, worst_cost
 from flowledger.errors import InvalidInput
 
 
@@ -35,9 +35,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.usd is not None and (not isinstance(self.usd, Decimal) or not self.usd.is_finite() or self.usd < 0):
-            raise InvalidInput("budget in USD", f"must be a Decimal of zero or more, not {self.usd!r}")
+            raise InvalidInput("budget in USD", f"must be an amount from 0 up, not {self.usd}")
         if self.tokens is not None and (type(self.tokens) is not int or self.tokens < 0):
-            raise InvalidInput("budget in tokens", f"must be a whole number of zero or more, not {self.tokens!r}")
+            raise InvalidInput("budget in tokens", f"must be a whole number from 0 up, not {self.tokens!r}")
 
     def as_json(self) -> dict[str, Any]:
         """As it stands in an execution's metadata: the amount as text, so that no digit is lost."""
@@ -292,4 +292,4 @@ def _tokens_per_image(model: str) -> int:
 def _amount(value: Decimal | int | None) -> str:
     if isinstance(value, int):
         return f"{value:,} tokens"
-    return "an unknown amount" if value is None else f"${exact_text(value)}"
+    return "an unknown amount" if value is None else dollars(value)

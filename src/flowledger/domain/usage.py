@@ -278,7 +278,13 @@ def add_usd(one: Decimal, other: Decimal) -> Decimal:
 
 def exact_text(amount: Decimal) -> str:
     """Every digit and no zeros behind them."""
-    return f"{amount.normalize():f}"
+    return f"{amount.normalize(_EXACT):f}"
+
+
+def dollars(amount: Decimal) -> str:
+    """`$0.10`, `$12.00`, `$0.000123`: every digit, at least two behind the point."""
+    whole, _, rest = exact_text(amount).partition(".")
+    return f"${int(whole):,}.{rest.ljust(2, '0')}"
 
 
 def _or(price: Decimal | None, otherwise: Decimal) -> Decimal:

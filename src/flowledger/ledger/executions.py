@@ -305,6 +305,31 @@ def _range_of(reference: str) -> tuple[UUID | None, UUID | None]:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """How an execution ended, briefly. `duration_ms` None: it never started."""
+
+    flow_key: str
+    status: Status
+    error_type: str | None
+    duration_ms: int | None
+    events_dropped: int
+
+
+async def ended(connection: Connection, ids: Sequence[UUID]) -> list[Ended]:
+    """How these executions ended; those that go on are left out. For operators."""
+    rows = await _all(connection, query("executions", "ended"), executions=list(ids))
+    return [
+        Ended(**{**row, "status": Status(row["status"]), "events_dropped": _counted(row["events_dropped"])})
+        for row in rows
+    ]
+
+
+def _counted(given: Any) -> int:
+    """Metadata is also its user's, who may have put anything there."""
+    return min(given, _MOST_INTEGER) if isinstance(given, int) and given > 0 else 0
+
+
+@dataclass(frozen=True)
 class Transition:
     """One step of an execution. `from_status` None is the birth; `fence` and `worker_id` are the lease's, if any."""
 

@@ -103,6 +103,21 @@ async def statuses(connection: Connection) -> list[FlowStatus]:
     return [FlowStatus(**row) for row in await (await connection.execute(query("flows", "statuses"))).fetchall()]
 
 
+@dataclass(frozen=True)
+class Backlog:
+    """What waits and runs of a flow. `oldest_seconds`: how long the first that may start has waited; 0: none does."""
+
+    flow_key: str
+    waiting: int
+    running: int
+    oldest_seconds: float
+
+
+async def backlog(connection: Connection) -> list[Backlog]:
+    """Of each active flow, by key. For operators."""
+    return [Backlog(**row) for row in await (await connection.execute(query("flows", "backlog"))).fetchall()]
+
+
 async def pause(connection: Connection, flow_key: str, reason: str | None) -> bool:
     """Lets nothing of the flow start until it is resumed. True if that changed anything. Raises FlowNotFound."""
     return await _changed(connection, "pause", flow_key, {"reason": reason})

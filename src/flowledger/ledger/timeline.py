@@ -63,11 +63,12 @@ async def _store(connection: Connection, text: LiteralString, columns: dict[str,
         raise InvalidInput("timeline", f"cannot be stored: {unfit}") from unfit
 
 
-async def read(connection: Connection, execution: UUID, *, after: int = 0) -> list[Event]:
-    """Events of the execution with a sequence number above `after`, as far as the session may see them."""
-    rows = await (
-        await connection.execute(query("timeline", "read"), {"execution": execution, "after": after})
-    ).fetchall()
+async def read(connection: Connection, execution: UUID, *, after: int = 0, most: int | None = None) -> list[Event]:
+    """Events of the execution with a sequence number above `after`, as far as the session may see them: the first
+    `most` of them, or all.
+    """
+    values = {"execution": execution, "after": after, "most": most}
+    rows = await (await connection.execute(query("timeline", "read"), values)).fetchall()
     return [Event(**{**row, "kind": EventKind(row["kind"])}) for row in rows]
 
 

@@ -35,6 +35,29 @@ async def read(connection: Connection, execution: UUID) -> list[PricedCall]:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What calls of one flow to one model that ended alike used and cost.
+
+    `usage` and `cost_usd` are of the calls for which they are known; `unknown_costs` counts those, failed ones apart,
+    whose cost is not.
+    """
+
+    flow_key: str
+    model: str
+    status: CallStatus
+    calls: int
+    unknown_costs: int
+    usage: Usage
+    cost_usd: Decimal
+
+
+async def spent(connection: Connection, executions: Sequence[UUID]) -> list[Spent]:
+    """Sums over all calls of these executions. For operators."""
+    rows = await (await connection.execute(query("usage", "spent"), {"executions": list(executions)})).fetchall()
+    return [_spent(row) for row in rows]
+
+
+@dataclass(frozen=True)
 class Repricing:
     """A later look at what an execution cost. `old_usd` None: unknown then; `new_usd` None: still unknown."""
 
@@ -104,6 +127,12 @@ def _stored(priced: PricedCall) -> dict[str, Any]:
         "cost_usd": None if priced.cost_usd is None else exact_text(priced.cost_usd),
         "estimated_usd": None if priced.estimated_usd is None else exact_text(priced.estimated_usd),
     }
+
+
+def _spent(row: Mapping[str, Any]) -> Spent:
+    facts = dict(row)
+    usage = Usage(**{name: int(facts.pop(name)) for name in vars(Usage())})
+    return Spent(**{**facts, "status": CallStatus(facts["status"])}, usage=usage)
 
 
 def _call(row: Mapping[str, Any]) -> PricedCall:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -121,6 +122,7 @@ class _Base:
         facts = {"isolation": self._isolation, "python": platform.python_version(), "crewai": "", "threads": 1}
         try:
             facts["crewai"] = _crewai_version()
+            facts["site_packages"] = _site_packages()
             if self._preload:
                 _import_crewai()
                 _freeze()
@@ -183,6 +185,12 @@ def _crewai_version() -> str:
     from importlib.metadata import version
 
     return version("crewai")
+
+
+def _site_packages() -> str | None:
+    """Where CrewAI is installed; None when nobody can tell."""
+    spec = importlib.util.find_spec("crewai")
+    return None if spec is None or spec.origin is None else str(Path(spec.origin).parent.parent)
 
 
 def _import_crewai() -> None:

@@ -142,6 +142,11 @@ class Template:
         return self._base.python_version
 
     @property
+    def site_packages(self) -> Path | None:
+        """Where the project's CrewAI is installed; None when nobody could tell."""
+        return self._base.site_packages
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the worker's log: which modules run slower than they could, and what to do about it."""
         return tuple(self._warnings)
@@ -379,6 +384,7 @@ class _Base:
         self.isolation = ""
         self.crewai_version = ""
         self.python_version = ""
+        self.site_packages: Path | None = None
         self.is_unsafe = False
         self.warnings: tuple[str, ...] = ()
         self._drain_output()
@@ -472,6 +478,7 @@ class _Base:
         self.isolation = facts["isolation"]
         self.crewai_version = facts["crewai"]
         self.python_version = facts["python"]
+        self.site_packages = Path(facts["site_packages"]) if facts.get("site_packages") else None
         self.is_unsafe = facts["threads"] > 1
         if self.is_unsafe:
             self.warnings = (_CREWAI_STARTS_THREADS,)

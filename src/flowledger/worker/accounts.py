@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 
 import structlog
 
@@ -17,10 +18,10 @@ from flowledger.domain.controls import FlowControls
 from flowledger.domain.execution import Claim
 from flowledger.domain.usage import PricedCall
 from flowledger.errors import FlowledgerError
-from flowledger.ledger import usage
+from flowledger.ledger import prices, usage
 from flowledger.ledger.timeline import Held
 from flowledger.ledger.usage import Full
-from flowledger.prices import Prices
+from flowledger.prices import Prices, catalogue_file
 from flowledger.runner.account import Account
 from flowledger.runner.limits import Limits
 
@@ -35,27 +36,45 @@ class Accounts:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._prices = Prices()
+        self._catalogue: Path | None = None
         self._has_windows = False
         self._read_at = float("-inf")
 
     async def warm(self) -> None:
-        """Loads the catalogues of prices, so that no run waits for them."""
+        """Loads the first list of prices, so that no run waits for it."""
         await self._prices.warm()
 
     async def open(
-        self, claim: Claim, controls: FlowControls, limits: Limits, keep: Callable[[PricedCall], None]
+        self,
+        claim: Claim,
+        controls: FlowControls,
+        limits: Limits,
+        keep: Callable[[PricedCall], None],
+        site_packages: Path | None,
     ) -> Account:
-        """The account of one run. Where the database does not answer, what was read last applies."""
+        """The account of one run, whose CrewAI is installed in `site_packages`.
+
+        Where the database does not answer, what was read last applies.
+        """
+        self._use_catalogue(catalogue_file(site_packages))
         await self._refresh()
         budgets = (Budget.from_json(claim.metadata), controls.budget)
         held = (claim.execution_id, claim.fence)
-        return Account(
+        account = Account(
             self._prices,
             keep,
             limits,
             tuple(budget for budget in budgets if budget is not None),
             Windows(self._database, held) if self._has_windows else None,
         )
+        if account.asks:
+            await self._prices.warm_limits()
+        return account
+
+    def _use_catalogue(self, file: Path | None) -> None:
+        if file is not None and file != self._catalogue:
+            self._catalogue, self._read_at = file, float("-inf")
+            self._prices = Prices(catalogue=file)
 
     async def _refresh(self) -> None:
         if time.monotonic() - self._read_at < _FRESH_SECONDS:
@@ -63,6 +82,7 @@ class Accounts:
         try:
             async with self._database.service() as connection:
                 self._has_windows = await usage.has_windows(connection)
+                self._prices = self._prices.with_team(await prices.list_(connection))
         except FlowledgerError as trouble:
             _log.warning("prices_not_fresh", reason=str(trouble))
             return

@@ -89,6 +89,8 @@ class LeaseKeeper:
                 self._trouble.met(error)
             return False
         self._trouble.over()
+        if answered:
+            _log.debug("leases_renewed", number=len(answered))
         for held in answered:
             self._renewed(held, asked_at)
         for lost in asked.keys() - {held.execution_id for held in answered}:

@@ -16,6 +16,7 @@ from flowledger.database.session import UNREADABLE, Database
 from flowledger.domain.execution import Claim, Finish, Outcome
 from flowledger.domain.project import Project
 from flowledger.domain.status import Status
+from flowledger.domain.usage import exact_text
 from flowledger.engines.postgres import QUEUE_CHANNEL, PostgresEngine
 from flowledger.errors import FlowledgerError, InvalidInput
 from flowledger.ledger import executions, usage, workers
@@ -227,11 +228,20 @@ class Worker:
         try:
             with self._leases.holding(claim, limits, claimed_at):
                 outcome = await self._outcome(claim, limits)
+                lasted_ms = round((boottime() - claimed_at) * 1000)
                 await self._records.flush((claim.execution_id, claim.fence))
                 answer = await self._finish(claim, outcome)
         finally:
             del self._limits[claim.execution_id]
-        log.info("execution_ended", status=str(outcome.status), error=outcome.error_type, answer=str(answer))
+        log.info(
+            "execution_ended",
+            status=str(outcome.status),
+            error=outcome.error_type,
+            answer=str(answer),
+            duration_ms=lasted_ms - (outcome.began_after_ms or 0),
+            tokens=outcome.token_count,
+            cost_usd=None if outcome.cost_usd is None else exact_text(outcome.cost_usd),
+        )
 
     async def _outcome(self, claim: Claim, limits: Limits) -> Outcome:
         """How it ended. Even a fault of the worker's own is an outcome: the row must not stay running."""
@@ -268,7 +278,9 @@ class Worker:
 
     async def _run_in_child(self, claim: Claim, serving: Serving, known: Remembered, limits: Limits) -> Outcome:
         recorder = self._records.of((claim.execution_id, claim.fence))
-        account = await self._accounts.open(claim, known.controls, limits, recorder.call)
+        account = await self._accounts.open(
+            claim, known.controls, limits, recorder.call, serving.template.site_packages
+        )
         outcome = await process.run(serving.template, self._order(claim, known), limits, recorder, account)
         return recorder.told_in(outcome)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -19,14 +20,31 @@ from flowledger.cli.actions.reading import find, statuses, with_ledger
 from flowledger.cli.exits import OUTCOMES, Exit
 from flowledger.cli.flags import moment, seconds, settings
 from flowledger.cli.opening import Ledger
-from flowledger.cli.output import err, local_time, money, out, plain, status_text, tokens, write_executions, write_json
+from flowledger.cli.output import (
+    cost,
+    err,
+    local_time,
+    money,
+    out,
+    plain,
+    status_text,
+    tokens,
+    write_executions,
+    write_json,
+)
 from flowledger.cli.progress import follow, summary
+from flowledger.cli.timeline import timeline_table, told, usage_table
 from flowledger.domain.duration import format_duration
 from flowledger.domain.execution import Execution
 from flowledger.domain.mode import Mode
+from flowledger.domain.timeline import Event
+from flowledger.domain.usage import PricedCall
 from flowledger.errors import InvalidInput
-from flowledger.ledger import executions, timeline
+from flowledger.ledger import executions
+from flowledger.ledger import timeline as timelines
+from flowledger.ledger import usage as usages
 from flowledger.ledger.executions import Filters, Place, Rerun, Transition
+from flowledger.ledger.usage import Repricing
 
 _SHOWN_CHARACTERS = 2000
 
@@ -71,33 +89,77 @@ def list_(
         err.print(Text(f"more: --after {following}", "dim"))
 
 
-def show(*, reference: str, transitions: bool, state: bool, error: bool, as_json: bool, **flags: Any) -> None:
-    chosen = settings(**flags)
+@dataclass(frozen=True)
+class _Inside:
+    """An execution and what belongs to it."""
 
-    async def read(open_ledger: Ledger) -> tuple[Execution, list[Transition], list[Rerun]]:
-        execution = await find(open_ledger, reference)
-        async with open_ledger.database.session(open_ledger.operator) as session:
-            return (
-                execution,
-                await executions.transitions(session, execution.id),
-                await executions.reruns(session, execution.id),
-            )
+    execution: Execution
+    transitions: list[Transition]
+    links: list[Rerun]
+    events: list[Event]
+    calls: list[PricedCall]
+    repricings: list[Repricing]
 
-    execution, steps, links = with_ledger(chosen, read)
-    repeats = next((link for link in links if link.execution_id == execution.id), None)
-    repeated_by = [link for link in links if link.of_execution == execution.id]
+    @property
+    def repeats(self) -> Rerun | None:
+        return next((link for link in self.links if link.execution_id == self.execution.id), None)
+
+    @property
+    def repeated_by(self) -> list[Rerun]:
+        return [link for link in self.links if link.of_execution == self.execution.id]
+
+
+def show(
+    *,
+    reference: str,
+    transitions: bool,
+    state: bool,
+    error: bool,
+    timeline: bool,
+    usage: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    inside = with_ledger(settings(**flags), lambda open_ledger: _inside(open_ledger, reference))
     if as_json:
+        parts: dict[str, tuple[bool, Any]] = {
+            "transitions": (transitions, plain(inside.transitions)),
+            "timeline": (timeline, plain(inside.events)),
+            "usage": (usage, [told(call) for call in inside.calls]),
+        }
         write_json(
             {
-                **plain(execution),
-                "repeats": plain(repeats),
-                "repeated_by": plain(repeated_by),
-                **({"transitions": plain(steps)} if transitions else {}),
+                **plain(inside.execution),
+                "repeats": plain(inside.repeats),
+                "repeated_by": plain(inside.repeated_by),
+                "repricings": plain(inside.repricings),
+                **{name: value for name, (asked, value) in parts.items() if asked},
             }
         )
         return
-    facts = _facts(execution, repeats, repeated_by)
-    out.print(_page(execution, facts, steps if transitions else [], whole_state=state, whole_error=error))
+    page = _page(inside, whole_error=error)
+    if state or not (timeline or usage or transitions):
+        page += _states(inside.execution, whole=state)
+    if timeline:
+        page += ["", timeline_table(inside.events, inside.calls)]
+    if usage:
+        page += ["", usage_table(inside.calls)]
+    if transitions:
+        page += ["", _steps(inside.transitions)]
+    out.print(Group(*page), soft_wrap=False)
+
+
+async def _inside(open_ledger: Ledger, reference: str) -> _Inside:
+    execution = await find(open_ledger, reference)
+    async with open_ledger.database.session(open_ledger.operator) as session:
+        return _Inside(
+            execution,
+            await executions.transitions(session, execution.id),
+            await executions.reruns(session, execution.id),
+            await timelines.read(session, execution.id),
+            await usages.read(session, execution.id),
+            await usages.repricings(session, execution.id),
+        )
 
 
 def watch(*, reference: str, timeout: str | None, as_json: bool, **flags: Any) -> None:
@@ -123,7 +185,7 @@ def logs(*, reference: str, follow_: bool, as_json: bool, **flags: Any) -> None:
         while True:
             async with open_ledger.database.session(open_ledger.operator) as session:
                 ended = (await executions.find(session, open_ledger.operator, str(execution.id))).status.is_terminal
-                lines = await timeline.read_logs(session, execution.id, after=last)
+                lines = await timelines.read_logs(session, execution.id, after=last)
             for line in lines:
                 last = line.sequence
                 _write_line(line, as_json=as_json)
@@ -175,24 +237,23 @@ def _place_after(found: list[Execution], limit: int) -> Place | None:
 # -- Showing ----------------------------------------------------------------------------------------------------------
 
 
-def _page(
-    execution: Execution, facts: Table, steps: list[Transition], *, whole_state: bool, whole_error: bool
-) -> RenderableType:
-    parts: list[RenderableType] = [facts]
-    if execution.error_type:
-        parts.append(_error(execution, whole=whole_error))
-    parts += [
-        _state(title, value, whole=whole_state)
+def _page(inside: _Inside, *, whole_error: bool) -> list[RenderableType]:
+    parts: list[RenderableType] = [_facts(inside)]
+    if inside.execution.error_type:
+        parts.append(_error(inside.execution, whole=whole_error))
+    return parts
+
+
+def _states(execution: Execution, *, whole: bool) -> list[RenderableType]:
+    return [
+        _state(title, value, whole=whole)
         for title, value in (("Input", execution.input_state), ("Output", execution.output_state))
         if value is not None
     ]
-    if steps:
-        parts.append(_steps(steps))
-    return Group(*parts)
 
 
-def _facts(execution: Execution, repeats: Rerun | None, repeated_by: list[Rerun]) -> Table:
-    metadata = execution.metadata or {}
+def _facts(inside: _Inside) -> Table:
+    execution, repeats, metadata = inside.execution, inside.repeats, inside.execution.metadata or {}
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     for name, value in (
@@ -209,15 +270,43 @@ def _facts(execution: Execution, repeats: Rerun | None, repeated_by: list[Rerun]
         ("by", str(execution.executed_by or "")),
         ("meeting", str(execution.board_meeting_id or "")),
         ("rerun of", f"{repeats.of_execution}  {repeats.kind}, attempt {repeats.attempt}" if repeats else ""),
-        ("repeated by", "\n".join(f"{link.execution_id}  {link.kind}" for link in repeated_by)),
+        ("repeated by", "\n".join(f"{link.execution_id}  {link.kind}" for link in inside.repeated_by)),
         ("started", local_time(execution.started_at)),
         ("time", format_duration(execution.duration_ms)),
         ("tokens", tokens(execution.token_count)),
-        ("cost", money(execution.cost_usd)),
+        ("cost", _cost(execution, inside.repricings)),
+        ("budget", _budget(metadata)),
+        ("failed steps", ", ".join(f"{name} ×{count}" for name, count in metadata.get("failed_steps", {}).items())),
+        ("error group", str(metadata.get("error_fingerprint", ""))),
     ):
         if str(value):
             table.add_row(name, value)
     return table
+
+
+def _cost(execution: Execution, repricings: list[Repricing]) -> str:
+    """What the row says; why it says nothing; and what a later price would have made of it."""
+    metadata = execution.metadata or {}
+    told = cost(execution)
+    if execution.cost_usd is None and (known := metadata.get("exact_cost_usd")):
+        unpriced = metadata.get("unpriced_models")
+        why = f"no price for {', '.join(unpriced)}" if unpriced else "some calls reported no tokens"
+        told = f"unknown: at least ${known}, {why}"
+    if repricings:
+        latest = repricings[0]
+        later = money(latest.new_usd) or "still unknown"
+        told = f"{told or 'unknown'}; {later} by the prices of {latest.repriced_at:%Y-%m-%d}"
+    return told
+
+
+def _budget(metadata: dict[str, Any]) -> str:
+    told = []
+    for budget in metadata.get("budgets", ()):
+        if "limit_usd" in budget:
+            told.append(f"${budget.get('spent_usd')} of ${budget['limit_usd']}")
+        if "limit_tokens" in budget:
+            told.append(f"{budget.get('spent_tokens', 0):,} of {budget['limit_tokens']:,} tokens")
+    return ", ".join(told)
 
 
 def _error(execution: Execution, *, whole: bool) -> RenderableType:

@@ -20,7 +20,7 @@ from flowledger.domain.execution import Execution, JsonObject, NewExecution
 from flowledger.errors import InvalidInput
 from flowledger.ledger.flows import KnownFlow
 
-_TAKEN_OVER = ("timeout_seconds", "queue_seconds", "priority", "title")
+_TAKEN_OVER = ("timeout_seconds", "queue_seconds", "priority", "budget_usd", "budget_tokens", "on_budget", "title")
 """What the earlier one was asked for; the rest of its metadata tells how it ran."""
 
 

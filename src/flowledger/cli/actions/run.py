@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ from flowledger import inputs
 from flowledger.cli.actions.starting import Asked, start_and_leave
 from flowledger.cli.flags import seconds, settings
 from flowledger.cli.opening import Ledger
+from flowledger.domain.budget import Budget, OnReach
 from flowledger.domain.execution import NewExecution
 from flowledger.errors import InvalidInput
 from flowledger.ledger.flows import KnownFlow
@@ -26,6 +28,9 @@ def run(
     timeout: str | None,
     queue_timeout: str | None,
     priority: int | None,
+    budget_usd: str | None,
+    budget_tokens: int | None,
+    on_budget: OnReach | None,
     meeting: UUID | None,
     detach: bool,
     as_json: bool,
@@ -34,6 +39,8 @@ def run(
     chosen = settings(**flags, slots=1)
     given = _given(input_file, json_input)
     timeout_seconds, queue_seconds = seconds(timeout, "--timeout"), seconds(queue_timeout, "--queue-timeout")
+
+    budget = _budget(budget_usd, budget_tokens, on_budget)
 
     def new(known: KnownFlow) -> NewExecution:
         values = {**given, **inputs.parse(pairs or [], known.input_schema)}
@@ -45,12 +52,25 @@ def run(
             timeout_seconds=timeout_seconds,
             queue_seconds=queue_seconds,
             priority=priority,
+            budget=budget,
         )
 
     async def ask(_: Ledger) -> Asked:
         return Asked(flow, new)
 
     start_and_leave(chosen, ask, detach=detach, as_json=as_json)
+
+
+def _budget(usd: str | None, most_tokens: int | None, on_reach: OnReach | None) -> Budget | None:
+    if usd is None and most_tokens is None:
+        if on_reach is not None:
+            raise InvalidInput("--on-budget", "says what happens at a budget, and there is none", "Add --budget-usd.")
+        return None
+    try:
+        amount = None if usd is None else Decimal(usd.removeprefix("$"))
+    except InvalidOperation:
+        raise InvalidInput("--budget-usd", f"{usd!r} is no amount of USD", "Give one like 0.50.") from None
+    return Budget(amount, most_tokens, on_reach or OnReach.STOP)
 
 
 def _given(input_file: str | None, json_input: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,6 +21,7 @@ import typer
 from rich.text import Text
 
 from flowledger import registry
+from flowledger.cli.actions.observing import Observers
 from flowledger.cli.exits import OUTCOMES, Exit
 from flowledger.cli.opening import Ledger, ledger, surroundings
 from flowledger.cli.output import err, out, short_id, write_json, write_result
@@ -30,7 +32,7 @@ from flowledger.errors import FlowNotFound
 from flowledger.ledger import executions, flows, workers
 from flowledger.ledger.flows import KnownFlow
 from flowledger.settings import Settings
-from flowledger.telemetry import configure_logs
+from flowledger.telemetry.logs import configure_logs
 from flowledger.worker.ending import ended
 from flowledger.worker.worker import Worker
 
@@ -47,7 +49,7 @@ def start_and_leave(
     chosen: Settings, ask: Callable[[Ledger], Awaitable[Asked]], *, detach: bool, as_json: bool
 ) -> NoReturn:
     """Starts what `ask` answers with, stays with it unless detached, and exits by its outcome."""
-    configure_logs(chosen.log_format, level=30)
+    configure_logs(chosen.log_format, level=logging.WARNING)
     try:
         execution = asyncio.run(_start(chosen, ask, detach=detach, quiet=as_json))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -122,7 +124,9 @@ def _named(known: list[KnownFlow], name: str) -> KnownFlow:
 async def _own_worker(open_ledger: Ledger, chosen: Settings) -> AsyncIterator[Worker]:
     """A worker in this very process, for the one execution it will be told of."""
     found = registry.locate(chosen.project, chosen.python)
-    async with Database(open_ledger.addresses.worker) as database:
+    observers = Observers(chosen, scraped=False)
+    configure_logs(chosen.log_format, level=logging.WARNING, listeners=observers.listeners)
+    async with Database(open_ledger.addresses.worker) as database, observers.watching(database):
         worker = Worker(chosen, database, found, surroundings(chosen, open_ledger.addresses), among=[])
         working = asyncio.create_task(worker.run())
         try:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flowledger import __version__, registry
+from flowledger.cli.actions.observing import Observers
 from flowledger.cli.actions.worker import work
 from flowledger.cli.flags import settings
 from flowledger.cli.opening import Addresses, addresses
@@ -17,19 +18,20 @@ from flowledger.cli.output import err
 from flowledger.database import migrate
 from flowledger.database.session import address
 from flowledger.domain.project import Project
-from flowledger.telemetry import configure_logs
+from flowledger.telemetry.logs import configure_logs
 
 
 def up(**flags: Any) -> None:
     began = time.monotonic()
     chosen = settings(**flags)
-    configure_logs(chosen.log_format)
+    observers = Observers(chosen)
+    configure_logs(chosen.log_format, listeners=observers.listeners)
     found = registry.locate(chosen.project, chosen.python)
     with addresses(chosen) as where:
         if where.embedded is None:
             migrate.migrate(where.owner)
         _greet(where, found, time.monotonic() - began)
-        asyncio.run(work(chosen, where, found))
+        asyncio.run(work(chosen, where, found, observers))
 
 
 def _greet(where: Addresses, found: Project, seconds: float) -> None:

@@ -90,6 +90,14 @@ where (%(by)s::uuid is null or executions.executed_by = %(by)s)
 order by executions.started_at desc, executions.id desc
 limit %(limit)s
 
+-- name: ended
+-- How these executions ended, for operators.
+select flows.flow_key, executions.status, executions.error_type, executions.duration_ms,
+       executions.metadata -> 'events_dropped' as events_dropped
+from flowledger.every_execution as executions
+join public.crewai_flows as flows on flows.id = executions.flow_id
+where executions.id = any (%(executions)s) and executions.status in ('completed', 'failed', 'cancelled', 'timeout')
+
 -- name: transitions
 -- Every step of one execution, its birth first.
 select from_status, to_status, actor, reason, worker_id, fence, at

@@ -37,6 +37,23 @@ left join running on running.flow_id = flows.id
 where flows.status = 'active'
 order by flows.flow_key
 
+-- name: backlog
+-- What waits and runs of each flow, and since when the longest of those that may start waits. For operators.
+with waiting as (
+  select flow_id, count(*) as executions, min(run_after) filter (where run_after <= clock_timestamp()) as since
+  from flowledger.queue
+  group by flow_id
+), running as (
+  select flow_id, count(*) as executions from flowledger.leases group by flow_id
+)
+select flows.flow_key, coalesce(waiting.executions, 0) as waiting, coalesce(running.executions, 0) as running,
+       coalesce(extract(epoch from clock_timestamp() - waiting.since), 0)::double precision as oldest_seconds
+from public.crewai_flows as flows
+left join waiting on waiting.flow_id = flows.id
+left join running on running.flow_id = flows.id
+where flows.status = 'active'
+order by flows.flow_key
+
 -- name: pause
 -- Lets nothing of a flow start. No row comes back for an unknown flow.
 select flowledger.pause_flow(flows.id, %(reason)s) as changed

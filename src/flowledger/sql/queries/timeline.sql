@@ -11,11 +11,12 @@ select flowledger.append_events(
 select flowledger.append_logs(%(executions)s, %(fences)s, %(sequences)s::bigint[]::integer[], %(ats)s, %(streams)s, %(texts)s)
 
 -- name: read
--- Events of one execution after the given sequence number.
+-- Events of one execution after the given sequence number, the first `most` of them.
 select sequence, at, kind, name, fields, parent, began
 from flowledger.timeline
 where execution_id = %(execution)s and sequence > %(after)s
 order by sequence
+limit %(most)s
 
 -- name: read_logs
 -- Log text of one execution after the given sequence number.

@@ -13,6 +13,22 @@ from flowledger.usage
 where execution_id = %(execution)s
 order by number
 
+-- name: spent
+-- What the calls of these executions used and cost, by flow, model and how they ended. For operators.
+select flows.flow_key, usage.model, usage.status, count(*) as calls,
+       count(*) filter (where usage.cost_usd is null and usage.status <> 'failed') as unknown_costs,
+       coalesce(sum(usage.input_tokens), 0) as input_tokens,
+       coalesce(sum(usage.cached_input_tokens), 0) as cached_input_tokens,
+       coalesce(sum(usage.cache_write_tokens), 0) as cache_write_tokens,
+       coalesce(sum(usage.output_tokens), 0) as output_tokens,
+       coalesce(sum(usage.reasoning_tokens), 0) as reasoning_tokens,
+       coalesce(sum(usage.cost_usd), 0) as cost_usd
+from flowledger.usage as usage
+join flowledger.every_execution as executions on executions.id = usage.execution_id
+join public.crewai_flows as flows on flows.id = executions.flow_id
+where usage.execution_id = any (%(executions)s)
+group by flows.flow_key, usage.model, usage.status
+
 -- name: repricings
 -- Later looks at what one execution cost, the latest first.
 select repriced_at, repriced_by, old_usd, new_usd, prices

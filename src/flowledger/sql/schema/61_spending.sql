@@ -52,7 +52,8 @@ comment on column flowledger.spending.day is 'Of a call: when it began. Of an ex
 comment on column flowledger.spending.key is 'Id of the flow, user or meeting, name of the model or mode. Empty: none.';
 comment on column flowledger.spending.failed is 'Executions that ended as failed or timeout.';
 comment on column flowledger.spending.unknown_calls is 'Calls that nobody reported tokens of, failed ones left out.';
-comment on column flowledger.spending.unpriced_calls is 'Calls whose tokens are known and whose price is not: cost_usd lacks them.';
+comment on column flowledger.spending.unpriced_calls is
+  'Calls whose tokens are known and whose price is not, not even by a later one: cost_usd and repriced_usd lack them.';
 comment on column flowledger.spending.repriced_usd is 'What later prices add to cost_usd, or take from it.';
 create index if not exists spending_of_key on flowledger.spending (dimension, key, day);
 

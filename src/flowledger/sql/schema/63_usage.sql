@@ -67,11 +67,10 @@ create table if not exists flowledger.prices (
   set_by                   text not null,
   set_at                   timestamptz not null default now(),
   constraint prices_pkey primary key (model, provider, since),
-  constraint prices_are_zero_or_more check (
+  -- NaN and infinity are greater than any number.
+  constraint prices_are_between_zero_and_a_million check (
     least(input_usd, output_usd, cached_input_usd, cache_write_usd, reasoning_usd, call_usd) >= 0
-    and 'NaN' not in (input_usd, output_usd, call_usd)
-    and coalesce(cached_input_usd, 0) <> 'NaN' and coalesce(cache_write_usd, 0) <> 'NaN'
-    and coalesce(reasoning_usd, 0) <> 'NaN')
+    and greatest(input_usd, output_usd, cached_input_usd, cache_write_usd, reasoning_usd, call_usd) <= 1000000)
 );
 comment on table flowledger.prices is 'The team''s own prices, in USD per million tokens of each class.';
 comment on column flowledger.prices.provider is 'Empty: whoever serves the model.';
@@ -92,7 +91,21 @@ create table if not exists flowledger.repricings (
 comment on table flowledger.repricings is 'Later looks at what executions cost. The last one counts; the row itself is frozen.';
 comment on column flowledger.repricings.old_usd is 'What the execution''s row says, exactly. NULL: unknown then.';
 comment on column flowledger.repricings.new_usd is 'NULL: still unknown.';
-comment on column flowledger.repricings.prices is 'Model -> price used.';
+comment on column flowledger.repricings.prices is
+  'Model -> price used, for calls that were ever repriced. Of several, that of the last call.';
+
+-- What calls of ended executions cost at prices that came later. A call that is not here costs what flowledger.usage says.
+create table if not exists flowledger.repriced_calls (
+  execution_id  uuid not null references public.crewai_flow_executions (id) on delete cascade,
+  number        integer not null,
+  price         jsonb not null,
+  cost_usd      numeric not null,
+  constraint repriced_calls_pkey primary key (execution_id, number),
+  constraint money_is_counted_from_zero check (cost_usd >= 0 and cost_usd <> 'NaN')
+);
+comment on table flowledger.repriced_calls is 'LLM calls as the last repricing left them, where that is not what flowledger.usage says.';
+comment on column flowledger.repriced_calls.price is 'As in flowledger.usage.';
+comment on column flowledger.repriced_calls.cost_usd is 'Exact.';
 
 -- Adds calls of executions that are still held under the given fence, and their sums to what was spent. Repeating it adds
 -- nothing. `calls` are rows of flowledger.usage as JSON.
@@ -239,4 +252,117 @@ as $$
   from noted
   join public.crewai_flow_executions as ledger on ledger.id = noted.execution_id
   group by 1, ledger.flow_id, ledger.executed_by, ledger.execution_mode, ledger.board_meeting_id, noted.model
+$$;
+
+-- Sets prices of the team, all or none, and answers how many are new or changed. `given` is a list of rows of
+-- flowledger.prices as JSON; a provider or a beginning that is left out is that for all.
+create or replace function flowledger.set_prices(given jsonb) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  changed bigint;
+begin
+  insert into flowledger.prices as known (
+    model, provider, since, input_usd, output_usd, cached_input_usd, cache_write_usd, reasoning_usd, call_usd, set_by
+  )
+  select price.model, coalesce(price.provider, ''), coalesce(price.since, '-infinity'), price.input_usd,
+         price.output_usd, price.cached_input_usd, price.cache_write_usd, price.reasoning_usd,
+         coalesce(price.call_usd, 0), flowledger.caller()
+  from jsonb_to_recordset(given) as price (
+    model text, provider text, since timestamptz, input_usd numeric, output_usd numeric, cached_input_usd numeric,
+    cache_write_usd numeric, reasoning_usd numeric, call_usd numeric)
+  on conflict (model, provider, since) do update
+  set input_usd = excluded.input_usd, output_usd = excluded.output_usd, cached_input_usd = excluded.cached_input_usd,
+      cache_write_usd = excluded.cache_write_usd, reasoning_usd = excluded.reasoning_usd, call_usd = excluded.call_usd,
+      set_by = excluded.set_by, set_at = excluded.set_at
+  where (known.input_usd, known.output_usd, known.cached_input_usd, known.cache_write_usd, known.reasoning_usd,
+         known.call_usd)
+        is distinct from
+        (excluded.input_usd, excluded.output_usd, excluded.cached_input_usd, excluded.cache_write_usd,
+         excluded.reasoning_usd, excluded.call_usd);
+  get diagnostics changed = row_count;
+  return changed;
+end
+$$;
+
+-- Forgets one price of the team. Answers whether there was one. Calls that it priced keep it.
+create or replace function flowledger.remove_price(model text, provider text, since timestamptz) returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from flowledger.prices as prices
+  where prices.model = remove_price.model
+    and prices.provider = coalesce(remove_price.provider, '')
+    and prices.since = coalesce(remove_price.since, '-infinity');
+  return found;
+end
+$$;
+
+-- Notes what calls of ended executions cost at other prices than they count with now, and what that adds to what was
+-- spent. What costs the same is left alone, so repeating it adds nothing. Answers how many executions cost something else.
+create or replace function flowledger.reprice(
+  executions uuid[], numbers integer[], prices jsonb[], costs numeric[]
+) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  changed uuid[];
+begin
+  -- One repricing at a time, so that no difference is taken twice.
+  perform pg_advisory_xact_lock(hashtextextended('flowledger.reprice', 0));
+
+  with ended as (
+    select ledger.id, ledger.flow_id, ledger.executed_by, ledger.execution_mode, ledger.board_meeting_id
+    from public.crewai_flow_executions as ledger
+    where ledger.id = any (executions) and flowledger.is_terminal(ledger.status)
+    -- What is being pruned at this moment is left out; waiting for it could deadlock.
+    for key share skip locked
+  ), other as (
+    select usage.execution_id, usage.number, usage.model, usage.started_at, given.price, given.cost_usd,
+           coalesce(repriced.cost_usd, usage.cost_usd) as counted_usd
+    from unnest(executions, numbers, prices, costs) as given (execution_id, number, price, cost_usd)
+    join ended on ended.id = given.execution_id
+    join flowledger.usage as usage using (execution_id, number)
+    left join flowledger.repriced_calls as repriced using (execution_id, number)
+    where usage.input_tokens is not null
+      and given.cost_usd is distinct from coalesce(repriced.cost_usd, usage.cost_usd)
+  ), noted as (
+    insert into flowledger.repriced_calls as known (execution_id, number, price, cost_usd)
+    select other.execution_id, other.number, other.price, other.cost_usd from other
+    on conflict (execution_id, number) do update set price = excluded.price, cost_usd = excluded.cost_usd
+  ), counted as (
+    insert into flowledger.unfolded_spending (
+      day, flow_id, executed_by, execution_mode, board_meeting_id, model, unpriced_calls, repriced_usd
+    )
+    select (other.started_at at time zone 'UTC')::date, ended.flow_id, ended.executed_by, ended.execution_mode,
+           ended.board_meeting_id, other.model, -count(*) filter (where other.counted_usd is null),
+           sum(other.cost_usd - coalesce(other.counted_usd, 0))
+    from other
+    join ended on ended.id = other.execution_id
+    group by 1, ended.flow_id, ended.executed_by, ended.execution_mode, ended.board_meeting_id, other.model
+  )
+  select array_agg(distinct other.execution_id) into changed from other;
+
+  insert into flowledger.repricings (execution_id, repriced_by, old_usd, new_usd, prices)
+  select one.execution_id, flowledger.caller(), original.cost_usd,
+         -- By the rule of usage_total, which answers without tokens where nothing is known at all.
+         case when original.token_count is not null and latest.is_known then latest.priced_usd end,
+         latest.prices
+  from unnest(changed) as one (execution_id)
+  cross join lateral flowledger.usage_total(one.execution_id) as original
+  cross join lateral (
+    select coalesce(sum(coalesce(repriced.cost_usd, usage.cost_usd)), 0) as priced_usd,
+           bool_and(coalesce(repriced.cost_usd, usage.cost_usd) is not null
+                    or usage.input_tokens is null and usage.status <> 'completed') as is_known,
+           jsonb_object_agg(usage.model, repriced.price order by usage.number)
+             filter (where repriced.price is not null) as prices
+    from flowledger.usage as usage
+    left join flowledger.repriced_calls as repriced using (execution_id, number)
+    where usage.execution_id = one.execution_id
+  ) as latest;
+  return coalesce(cardinality(changed), 0);
+end
 $$;

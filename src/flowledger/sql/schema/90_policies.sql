@@ -20,6 +20,7 @@ alter table flowledger.prunes enable row level security;
 alter table flowledger.usage enable row level security;
 alter table flowledger.prices enable row level security;
 alter table flowledger.repricings enable row level security;
+alter table flowledger.repriced_calls enable row level security;
 alter table flowledger.unfolded_spending enable row level security;
 alter table flowledger.spending enable row level security;
 alter table flowledger.budgets enable row level security;
@@ -86,6 +87,11 @@ create policy repricings_read_own on flowledger.repricings for select using (
   (select flowledger.is_operator())
   or exists (select from public.crewai_flow_executions as executions where executions.id = execution_id));
 
+drop policy if exists repriced_calls_read_own on flowledger.repriced_calls;
+create policy repriced_calls_read_own on flowledger.repriced_calls for select using (
+  (select flowledger.is_operator())
+  or exists (select from public.crewai_flow_executions as executions where executions.id = execution_id));
+
 drop policy if exists failures_read_own on flowledger.failures;
 create policy failures_read_own on flowledger.failures for select using (
   (select flowledger.is_operator())
@@ -146,7 +152,7 @@ grant update (flow_name, description, flow_definition, python_code, metadata, ta
 
 grant select on flowledger.schema_migrations to anon, authenticated, service_role;
 grant select on flowledger.transitions, flowledger.cancel_wishes, flowledger.timeline, flowledger.logs, flowledger.reruns,
-  flowledger.usage, flowledger.repricings, flowledger.failures, flowledger.prices
+  flowledger.usage, flowledger.repricings, flowledger.repriced_calls, flowledger.failures, flowledger.prices
   to authenticated, service_role;
 grant select on flowledger.every_execution, flowledger.settings, flowledger.workers, flowledger.queue, flowledger.leases,
   flowledger.flow_controls, flowledger.prunes, flowledger.spending, flowledger.unfolded_spending,
@@ -178,6 +184,9 @@ grant execute on function
   flowledger.append_logs(uuid[], bigint[], integer[], timestamptz[], text[], text[]),
   flowledger.append_usage(uuid[], bigint[], jsonb[]),
   flowledger.usage_total(uuid),
+  flowledger.set_prices(jsonb),
+  flowledger.remove_price(text, text, timestamptz),
+  flowledger.reprice(uuid[], integer[], jsonb[], numeric[]),
   flowledger.reserve(uuid, bigint, integer, numeric, bigint),
   flowledger.release(uuid, integer),
   flowledger.windows(uuid, uuid),

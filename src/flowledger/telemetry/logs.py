@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 
 import structlog
 
+_Fact = structlog.typing.EventDict
 
-def configure_logs(log_format: str, *, level: int = logging.INFO) -> None:
-    """`log_format` is `console` or `json`."""
+
+def configure_logs(
+    log_format: str, *, level: int = logging.INFO, listeners: Sequence[structlog.typing.Processor] = ()
+) -> None:
+    """`log_format` is `console` or `json`. `listeners` hear every fact, those too that are not worth a line."""
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if log_format == "json"
@@ -18,13 +23,29 @@ def configure_logs(log_format: str, *, level: int = logging.INFO) -> None:
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
+            *listeners,
+            _from(level),
             *_stamp(log_format),
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        # With nobody to hear it, a fact below the level costs no more than the call.
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if listeners else level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     logging.basicConfig(handlers=[_FromLibraries()], level=logging.WARNING, force=True)
+
+
+def _from(level: int) -> structlog.typing.Processor:
+    """Ends the way of facts below the level."""
+
+    levels = logging.getLevelNamesMapping()
+
+    def from_level(_: object, __: str, fact: _Fact) -> _Fact:
+        if levels[fact["level"].upper()] < level:
+            raise structlog.DropEvent
+        return fact
+
+    return from_level
 
 
 class _FromLibraries(logging.Handler):
