@@ -161,7 +161,8 @@ _BROKEN["what was spent is what the calls and the ended executions say, along ev
       left join flowledger.repriced_calls as repriced using (execution_id, number)
       union all
       select (coalesce(completed_at, started_at) at time zone 'UTC')::date, flow_id, executed_by, execution_mode,
-             board_meeting_id, null, 1, (status in ('failed', 'timeout'))::integer, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
+             board_meeting_id, null, 1, (status in ('failed', 'timeout'))::integer,
+             0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
       from crewai_flow_executions
       where status in ('completed', 'failed', 'cancelled', 'timeout')
     ), due as (
