@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -262,16 +262,16 @@ class Lines:
     """A recorder that keeps what is written."""
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
+        self.lines: list[LogLine] = []
 
     def event(self, event: Any) -> None: ...
 
     def log(self, line: LogLine) -> None:
-        self.texts.append(line.text)
+        self.lines.append(line)
 
     @property
     def text(self) -> str:
-        return "".join(self.texts)
+        return "".join(line.text for line in self.lines)
 
 
 class TestStreams:
@@ -297,7 +297,7 @@ class TestStreams:
         log = BoundedLog("stdout", 1000, lines, redactor)
         for text in ("one\n", "two, and no end of a line", " three\n"):
             log.take(text.encode())
-            assert lines.texts[-1] == text
+            assert lines.lines[-1].text == text
 
     def test_what_may_be_a_beginning_waits_and_is_told_at_the_end(self, redactor: Redactor) -> None:
         lines = Lines()
@@ -327,6 +327,16 @@ class TestStreams:
     def test_what_fits_is_there_in_full(self, size: int) -> None:
         data = (b"abcdefg" * 100)[:size]
         assert _log(Redactor(), [data[:200], data[200:]], most_bytes=700) == (data.decode(), 0)
+
+    def test_lines_of_both_streams_are_numbered_together(self) -> None:
+        lines, numbers = Lines(), count(1)
+        streams = [BoundedLog(stream, 1000, lines, Redactor(), numbers) for stream in ("stdout", "stderr")]
+        for _ in range(3):
+            for log in streams:
+                log.take(b"one line\n")
+        assert [(line.sequence, line.stream) for line in lines.lines] == [
+            (number, ("stderr", "stdout")[number % 2]) for number in range(1, 7)
+        ]
 
     def test_bytes_that_are_no_text_and_nul_are_taken(self, redactor: Redactor) -> None:
         data = b"\xff\xfe " + SECRET.encode("utf-16-le") + b" \xc3"

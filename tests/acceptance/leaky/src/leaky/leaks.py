@@ -81,11 +81,15 @@ class Leaks(Flow):
                 self, ToolUsageFinishedEvent(**tool, started_at=now, finished_at=now, output=f"said {secret}")
             )
             crewai_event_bus.emit(self, ToolUsageErrorEvent(**tool, error=f"no such tool: {secret}"))
+            # Across the place where a preview ends.
+            long = {**tool, "tool_args": f"{'.' * 490}{secret}"}
+            crewai_event_bus.emit(self, ToolUsageStartedEvent(**long))
+            crewai_event_bus.emit(self, ToolUsageErrorEvent(**long, error=f"{'.' * 495}{secret}"))
 
     def _ask(self, secrets):
         llm = LLM(model="openai/gpt-4o-mini")
         for secret in secrets[:20] + secrets[-2:]:
-            print("answer", llm.call(f"{secret} is what I was given"))
+            print("answer", llm.call(f"{secret} is what I was given {'.' * 470}{secret}"))
         try:
             Nested().kickoff(inputs={"secrets": secrets})
         except LookupError as error:
