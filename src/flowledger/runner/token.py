@@ -39,21 +39,26 @@ class _Gate:
     def __init__(self, mark: str, *shapes: Shape) -> None:
         self.shapes = shapes
         self._mark = mark
-        openers = [(opener, shape) for shape in shapes for opener in shape.openers]
-        self._shape_of_group = [shape for _, shape in openers]
-        # It begins with one letter, which the regular expression engine looks for at the speed of memory.
-        self._openers = re.compile(
-            re.escape(mark) + f"(?:{'|'.join(self._around_mark(opener) for opener, _ in openers)})"
-        )
+        openers = [opener for shape in shapes for opener in shape.openers]
+        before = {opener: opener.rpartition(mark)[0].rpartition(mark)[2] for opener in openers}
+        self._before_mark = tuple({words for words in before.values() if words})
+        self._alone = tuple(opener for opener, words in before.items() if not words)
 
-    def _around_mark(self, opener: str) -> str:
-        before, mark, after = opener.rpartition(self._mark)
-        return f"((?<={re.escape(before + mark)})(?={re.escape(after)}))"
+    def shapes_in(self, text: str) -> list[Shape]:
+        if self._mark not in text or not self._may_be_in(text):
+            return []
+        return [shape for shape in self.shapes if any(opener in text for opener in shape.openers)]
 
-    def shapes_in(self, text: str) -> set[Shape]:
-        if self._mark not in text:
-            return set()
-        return {self._shape_of_group[found.lastindex - 1] for found in self._openers.finditer(text) if found.lastindex}
+    def _may_be_in(self, text: str) -> bool:
+        """Splitting and comparing ends is many times as fast as looking for each opener in a text full of marks."""
+        for opener in self._alone:
+            if opener in text:
+                return True
+        if self._before_mark:
+            for piece in text.split(self._mark):
+                if piece.endswith(self._before_mark):
+                    return True
+        return False
 
 
 _GATES = (
@@ -96,13 +101,15 @@ _LONGEST_HALF = max(map(len, _HALF_WORDS))
 _HALVES = tuple(opener[:size] for opener in ("://", KEY_BEGINS) for size in range(1, len(opener)))
 
 
-def shapes_in(text: str) -> set[Shape]:
+def shapes_in(text: str) -> list[Shape]:
     """The shapes whose opener is in the text; mostly none."""
-    shapes = {shape for gate in _GATES for shape in gate.shapes_in(text)}
+    shapes = []
+    for gate in _GATES:
+        shapes += gate.shapes_in(text)
     if "earer " in text:
-        shapes.add(_BEARER)
+        shapes.append(_BEARER)
     if "asic " in text:
-        shapes.add(_BASIC)
+        shapes.append(_BASIC)
     return shapes
 
 
