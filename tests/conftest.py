@@ -7,11 +7,16 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.database.migrate import migrate
 from flowledger.database.supervisor import Place
 from tests.empty_ledger import Emptying
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
