@@ -365,11 +365,14 @@ class TestLearning:
         assert other.text(f"{SECRET} another-secret-7") == "[redacted A_KEY] [redacted B_TOKEN]"
 
     def test_of_many_that_are_learnt_the_last_and_the_environments_own_are_kept(self) -> None:
-        redactor = Redactor({"A_KEY": SECRET})
+        redactor, other = Redactor({"A_KEY": SECRET}), Redactor()
+        other.add(redactor.known)
+        redactor.on_learn = other.add
         for n in range(600):
             redactor.learn("B_TOKEN", f"token-number-{n:04}")
-        assert redactor.text(f"{SECRET} token-number-0599") == "[redacted A_KEY] [redacted B_TOKEN]"
-        assert redactor.text("token-number-0001") == "token-number-0001"
+        for either in (redactor, other):
+            assert either.text(f"{SECRET} token-number-0599") == "[redacted A_KEY] [redacted B_TOKEN]"
+            assert either.text("token-number-0001") == "token-number-0001"
 
     def test_variables_that_are_set_or_handed_on_are_heard(self) -> None:
         done = subprocess.run([sys.executable, "-c", _WATCH], capture_output=True, text=True, timeout=60, check=True)

@@ -46,7 +46,6 @@ _LEAVE_SECONDS = 4.0
 _KILLED_SECONDS = 2.0
 _LAST_READS = 64
 _MOST_SWEEPS = 100
-_MOST_SECRETS = 5_000
 _EXCEEDED = {
     supervisor.MEMORY_EXCEEDED: ErrorType.MEMORY_LIMIT,
     supervisor.PROCESSES_EXCEEDED: ErrorType.PROCESS_LIMIT,
@@ -301,10 +300,7 @@ class _Process:
 
     def _take_secrets(self, known: Known) -> None:
         """What the child has found in its environment: what it prints is redacted here."""
-        if len(self._redactor.known) < _MOST_SECRETS:
-            self._redactor.add(
-                [(str(name), [form for form in forms if len(form) >= SHORTEST]) for name, forms in known]
-            )
+        self._redactor.add([(str(name), [form for form in forms if len(form) >= SHORTEST]) for name, forms in known])
 
     def _take_event(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(ValueError):

@@ -14,7 +14,6 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any
 
 from flowledger.runner import token
@@ -77,21 +76,27 @@ class Redactor:
         if not new:
             return
         self._learnt.extend(new)
-        while len(self._learnt) > _MOST_LEARNT:
-            self._secrets.pop(self._learnt.popleft(), None)
+        self._forget_the_oldest()
         self._settle()
         if self.on_learn is not None:
             self.on_learn([self._secrets[secret] for secret in new])
 
     def add(self, known: Known) -> None:
-        """Takes in what another redactor knows."""
-        for name, forms in filter(itemgetter(1), known):
-            self._secrets[forms[0]] = (name, forms)
+        """Takes in what another redactor knows: at first all of an environment, for good; later what was learnt."""
+        told = {forms[0]: (name, forms) for name, forms in known if forms}
+        if self._secrets:
+            self._learnt.extend(told.keys() - self._secrets.keys())
+        self._secrets.update(told)
+        self._forget_the_oldest()
         self._settle()
 
     def also(self, patterns: Iterable[str]) -> None:
         """Takes in regular expressions. Raises re.error."""
         self._patterns += tuple(map(re.compile, patterns))
+
+    def _forget_the_oldest(self) -> None:
+        while len(self._learnt) > _MOST_LEARNT:
+            self._secrets.pop(self._learnt.popleft(), None)
 
     def _take(self, environment: Mapping[str, str]) -> list[str]:
         new = []
