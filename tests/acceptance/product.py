@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,13 +87,16 @@ class Product:
             raise AssertionError(f"{arguments} did not end within {seconds:g} s:\n{err}") from None
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
-    def call(self, *arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
+    def call(
+        self, *arguments: object, stdin: str | None = None, **settings: object
+    ) -> subprocess.CompletedProcess[str]:
         """The same in this very process: for commands of which a test wants dozens, at a second for each start."""
         out, err = io.StringIO(), io.StringIO()
         code: object = 0
         with (
             patch.dict(os.environ, self.environment(**settings), clear=True),
             patch.object(sys, "argv", ["flowledger", *map(str, arguments)]),
+            patch.object(sys, "stdin", io.StringIO(stdin or "")),
             redirect_stdout(out),
             redirect_stderr(err),
         ):
@@ -110,11 +113,18 @@ class Product:
         return json.loads(done.stdout)
 
     @contextmanager
-    def worker(self, *arguments: object, log: Path, ready: bool = True, **settings: object) -> Iterator[WorkerProcess]:
+    def worker(
+        self,
+        *arguments: object,
+        log: Path,
+        ready: bool = True,
+        program: Sequence[str] = ("-m", "flowledger"),
+        **settings: object,
+    ) -> Iterator[WorkerProcess]:
         """A real worker process, killed at the end if it still lives."""
         with log.open("w") as stderr:
             process = subprocess.Popen(
-                command("worker", *arguments),
+                [sys.executable, *program, "worker", *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
