@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from psycopg.types.json import Jsonb
 from flowledger.cli import main
 from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.domain.status import Status
+from tests.empty_ledger import empty
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -86,13 +87,16 @@ class Product:
             raise AssertionError(f"{arguments} did not end within {seconds:g} s:\n{err}") from None
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
-    def call(self, *arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
+    def call(
+        self, *arguments: object, stdin: str | None = None, **settings: object
+    ) -> subprocess.CompletedProcess[str]:
         """The same in this very process: for commands of which a test wants dozens, at a second for each start."""
         out, err = io.StringIO(), io.StringIO()
         code: object = 0
         with (
             patch.dict(os.environ, self.environment(**settings), clear=True),
             patch.object(sys, "argv", ["flowledger", *map(str, arguments)]),
+            patch.object(sys, "stdin", io.StringIO(stdin or "")),
             redirect_stdout(out),
             redirect_stderr(err),
         ):
@@ -109,11 +113,18 @@ class Product:
         return json.loads(done.stdout)
 
     @contextmanager
-    def worker(self, *arguments: object, log: Path, ready: bool = True, **settings: object) -> Iterator[WorkerProcess]:
+    def worker(
+        self,
+        *arguments: object,
+        log: Path,
+        ready: bool = True,
+        program: Sequence[str] = ("-m", "flowledger"),
+        **settings: object,
+    ) -> Iterator[WorkerProcess]:
         """A real worker process, killed at the end if it still lives."""
         with log.open("w") as stderr:
             process = subprocess.Popen(
-                command("worker", *arguments),
+                [sys.executable, *program, "worker", *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -267,9 +278,6 @@ def command(*arguments: object) -> list[str]:
 def emptied(postgres: EmbeddedPostgres, project: Path) -> Product:
     """The product on an empty ledger, for a user of its own."""
     product = Product(postgres, project, uuid4())
-    product.sql(
-        "truncate public.crewai_flows, flowledger.workers, flowledger.uncounted_executions, flowledger.prunes, "
-        "flowledger.prices, flowledger.spending, flowledger.unfolded_spending restart identity cascade"
-    )
-    product.sql("update flowledger.settings set value = '10000' where name = 'queue_limit'")
+    with product.connection() as owner:
+        empty(owner)
     return product

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -55,35 +55,42 @@ def test_flow_is_shown_with_its_graph_and_its_schema(product: Product) -> None:
     assert {flow["key"] for flow in product.json("flows", "list")["flows"]} >= {"good", "required"}
 
 
+@pytest.fixture
+def limited(product: Product) -> Iterator[Product]:
+    """With what the project's file says of one of its flows."""
+    file = product.project / "pyproject.toml"
+    before = file.read_text()
+    file.write_text(
+        before
+        + """
+        [tool.flowledger.flows.good]
+        queue_seconds = "2h"
+        concurrency = 3
+        retries = 2
+        retry_on = ["httpx.ReadTimeout", "KeyError"]
+        memory_mb = 2048
+        """
+    )
+    yield product
+    file.write_text(before)
+
+
 @pytest.mark.usefixtures("seen_once")
-def test_flow_is_shown_with_the_limits_that_apply_to_it(product: Product, tmp_path: Path) -> None:
-    project = tmp_path / "hostile"
-    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("__pycache__"))
-    with (project / "pyproject.toml").open("a") as file:
-        file.write(
-            """
-            [tool.flowledger.flows.good]
-            queue_seconds = "2h"
-            concurrency = 3
-            retries = 2
-            retry_on = ["httpx.ReadTimeout", "KeyError"]
-            memory_mb = 2048
-            """
-        )
-    limits = product.json("flows", "show", "good", project=project, timeout_seconds=90)["limits"]
+def test_flow_is_shown_with_the_limits_that_apply_to_it(limited: Product) -> None:
+    limits = limited.json("flows", "show", "good", timeout_seconds=90)["limits"]
     assert limits == {
         "timeout_seconds": 90, "queue_seconds": 7200, "concurrency": 3, "concurrency_per_user": None, "retries": 2,
         "retry_on": ["httpx.ReadTimeout", "KeyError"], "retry_seconds": 10, "idempotent": False, "crash_limit": 5,
         "memory_mb": 2048, "processes": None, "open_files": None,
     }  # fmt: skip
-    told = product.call("flows", "show", "good", project=project, timeout_seconds=90).stdout
+    told = limited.call("flows", "show", "good", timeout_seconds=90).stdout
     shown = dict(re.findall(r"^(\w+_\w+|concurrency|retries) +(.+)$", told, re.MULTILINE))
     assert shown == {
         "timeout_seconds": "1 min 30 s", "queue_seconds": "2 h 0 min", "concurrency": "3", "retries": "2",
         "retry_on": "httpx.ReadTimeout, KeyError", "retry_seconds": "10.0 s", "crash_limit": "5",
         "memory_mb": "2,048",
     }  # fmt: skip
-    assert "retries" not in product.call("flows", "show", "slow", project=project).stdout
+    assert "retries" not in limited.call("flows", "show", "slow").stdout
 
 
 @pytest.mark.usefixtures("seen_once")

@@ -38,7 +38,7 @@ def test_inputs_come_in_every_form_and_pairs_win(product: Product, tmp_path: Pat
         (["--input", "-"], '{"customer": "of stdin"}', "of stdin 1 False"),
         (["--input", file, "-i", "amount=9"], None, "of the file 9 False"),
     ):
-        done = product.run("run", "required", *arguments, stdin=stdin)
+        done = product.call("run", "required", *arguments, stdin=stdin)
         assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
 
 

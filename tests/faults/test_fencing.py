@@ -127,9 +127,11 @@ def fencing(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
     }
     with ExitStack() as leaving:
         workers = [
-            leaving.enter_context(product.worker(log=directory / f"worker-{number}.log", **settings))
+            leaving.enter_context(product.worker(log=directory / f"worker-{number}.log", ready=False, **settings))
             for number in range(SIDE_BY_SIDE + 1)
         ]
+        for worker in workers:
+            worker.wait_until_ready()
         yield Fencing(product, workers, directory, random.Random(0))
 
 

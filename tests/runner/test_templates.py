@@ -5,49 +5,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
+from flowledger.domain.project import Project
 from flowledger.domain.status import Status
 from flowledger.errors import ProjectUnusable
 from flowledger.runner import description, namespace
 from flowledger.runner.process import Template, sweep_leftovers
 from flowledger.runner.templates import NotDescribed
-from tests.runner.conftest import ROOT, SECRET, Runner, project
+from tests.runner.conftest import ROOT, Runner, project
 from tests.runner.test_stop import all_gone, processes_of
 
 FAR = 60.0
 REAL_PYTHON = Path(sys.executable).resolve()
 
 
-async def start(storage: Path, *modules: str, import_seconds: float = FAR, isolation: str | None = None) -> Template:
-    return await Template.start(
-        project(*modules),
-        secrets=[SECRET],
-        storage=storage,
-        import_seconds=import_seconds,
-        isolation=isolation,  # type: ignore[arg-type]
-    )
-
-
-async def test_modules_unfit_for_forking_start_fresh_and_say_so(storage: Path) -> None:
-    template = await start(storage, "house.plain", "house.threads", "house.broken", "house.crashing", import_seconds=20)
+async def test_modules_unfit_for_forking_start_fresh_and_say_so(namespace_template: Template) -> None:
+    modules = ("house.plain", "house.threads", "house.broken", "house.crashing")
+    template = _with_modules(namespace_template, *modules, import_seconds=20)
     try:
-        runner = Runner(template)
-        forked = await runner("house.plain:Steps")
+        await template.load()
+        forked, fresh, broken, crashed = await asyncio.gather(
+            *(
+                Runner(template)(entry_point)
+                for entry_point in (
+                    "house.plain:Steps", "house.threads:Threaded", "house.broken:Broken", "house.crashing:Any"
+                )
+            )
+        )  # fmt: skip
         assert (forked.status, forked.metadata["start"]) == (Status.COMPLETED, "fork")
-        fresh = await runner("house.threads:Threaded")
         assert (fresh.output_state["result"], fresh.metadata["start"]) == ("ran", "fresh interpreter"), fresh
-        broken = await runner("house.broken:Broken")
         assert (broken.error_type, broken.error_message) == ("LookupError", "this module is broken")
-        crashed = await runner("house.crashing:Any")
         assert (crashed.error_type, crashed.metadata["exit_status"]) == ("ProcessExited", "7")
         told = "\n".join(template.warnings)
         assert "house.threads starts threads when it is imported (restless)" in told
@@ -58,13 +57,10 @@ async def test_modules_unfit_for_forking_start_fresh_and_say_so(storage: Path) -
         await template.close()
 
 
-async def test_endless_import_is_given_up_and_the_others_still_run(storage: Path, namespace_template: Template) -> None:
+async def test_endless_import_is_given_up_and_the_others_still_run(namespace_template: Template) -> None:
     """On top of a CrewAI that is loaded already, so that the time limit is the module's alone."""
-    sources = dataclasses.replace(
-        namespace_template._sources, project=project("house.hanging", "house.plain"), import_seconds=1
-    )
-    template = Template(namespace_template._base.shared(), sources)
-    await template._load(sources.project.modules)
+    template = _with_modules(namespace_template, "house.hanging", "house.plain", import_seconds=1)
+    await template.load()
     try:
         assert "house.hanging takes longer than 1 s" in template.warnings[0]
         assert (await Runner(template)("house.plain:Steps")).status is Status.COMPLETED
@@ -87,13 +83,16 @@ def _template_tasks(template: Template) -> dict[int, int]:
     return {pid: len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in (launcher, *descendants(launcher))}
 
 
-async def test_changed_source_makes_the_template_stale_and_the_next_one_runs_it(storage: Path, tmp_path: Path) -> None:
+async def test_changed_source_makes_the_template_stale_and_the_next_one_runs_it(
+    namespace_template: Template, tmp_path: Path
+) -> None:
     shutil.copytree(ROOT, tmp_path / "project")
     moved = dataclasses.replace(
         project("house.plain"), root=tmp_path / "project", import_paths=(tmp_path / "project/src",)
     )
-    old = await Template.start(moved, secrets=[], storage=storage, import_seconds=FAR)
+    old = _with_project(namespace_template, moved)
     try:
+        await old.load()
         assert not old.is_stale()
         source = tmp_path / "project/src/house/plain.py"
         source.write_text(source.read_text().replace('" two"', '" zwei"'))
@@ -181,19 +180,34 @@ async def test_description_that_nobody_waits_for_spoils_no_later_one(namespace_t
         await template.close()
 
 
-async def test_base_that_is_gone_or_has_threads_describes_nothing(storage: Path) -> None:
-    template = await Template.begin(project("house.plain"), secrets=[], storage=storage, import_seconds=FAR)
+async def test_base_that_has_threads_describes_nothing(
+    namespace_template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = await namespace_template.begun_anew()
+    monkeypatch.setattr(template._base, "is_unsafe", True)
     try:
-        template._base.is_unsafe = True
         with pytest.raises(NotDescribed, match="threads"):
-            await template.describe()
-        template._base.is_unsafe = False
-        template._base._process.kill()
-        template._base._process.wait()
-        with pytest.raises(NotDescribed):
             await template.describe()
     finally:
         await template.close()
+
+
+@pytest.fixture(scope="module")
+async def doomed(storage: Path) -> Template:
+    """One whose launcher was killed."""
+    template = await Template.start(project("house.plain"), secrets=[], storage=storage, import_seconds=FAR)
+    template._base._process.kill()
+    template._base._process.wait()
+    return template
+
+
+async def test_base_that_is_gone_describes_nothing(doomed: Template) -> None:
+    with pytest.raises(NotDescribed):
+        await doomed.describe()
+
+
+async def test_template_whose_launcher_was_killed_is_let_go_without_complaint(doomed: Template) -> None:
+    await doomed.retire()
 
 
 async def test_changed_dotenv_is_seen_by_the_next_template_and_description(storage: Path, tmp_path: Path) -> None:
@@ -220,20 +234,16 @@ async def test_changed_dotenv_is_seen_by_the_next_template_and_description(stora
 
 def _with_modules(warm: Template, *modules: str, import_seconds: float) -> Template:
     """On top of a CrewAI that is loaded already."""
-    sources = dataclasses.replace(warm._sources, project=project(*modules), import_seconds=import_seconds)
-    return Template(warm._base.shared(), sources)
+    return _with_project(warm, project(*modules), import_seconds=import_seconds)
+
+
+def _with_project(warm: Template, project: Project, **facts: Any) -> Template:
+    return Template(warm._base.shared(), dataclasses.replace(warm._sources, project=project, **facts))
 
 
 def _looks(template: Template) -> set[int]:
     """Everything below the launcher."""
     return set(namespace.descendants(template._base._process.pid))
-
-
-async def test_template_whose_launcher_was_killed_is_let_go_without_complaint(storage: Path) -> None:
-    template = await Template.start(project("house.plain"), secrets=[], storage=storage, import_seconds=FAR)
-    template._base._process.kill()
-    template._base._process.wait()
-    await template.retire()
 
 
 async def test_retired_template_lets_its_run_end(namespace_template: Template) -> None:
@@ -272,7 +282,7 @@ async def test_interpreter_without_crewai_is_told_with_its_own_words(storage: Pa
 
 
 _WORKER = """
-import asyncio, sys
+import asyncio, json, sys
 from pathlib import Path
 from uuid import UUID
 sys.path.insert(0, {here!r})
@@ -281,74 +291,97 @@ from flowledger.runner.limits import Limits
 from flowledger.runner.process import Template, run
 
 async def main():
+    storage, isolation = sys.argv[1:]
     template = await Template.start(
-        project(), secrets=[], storage=Path(sys.argv[2]), import_seconds=60, isolation=sys.argv[3] or None
+        project(), secrets=[], storage=Path(storage), import_seconds=60, isolation=isolation or None
     )
-    recording = Recording(on_log=lambda line: print(template.isolation, template._base._process.pid, flush=True))
-    inputs = {{"kind": sys.argv[4], "mark": "-", "stay": True}}
-    facts = {{"execution_id": UUID(sys.argv[1]), "lease_seconds": float(sys.argv[5])}}
-    await run(template, order("house.descendants:Leaves", inputs, **facts), Limits(), recording)
+    print(template._base._process.pid, flush=True)
+    async with asyncio.TaskGroup() as group:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            kind, lease, execution_id = json.loads(line)
+            inputs = {{"kind": kind, "mark": "-", "stay": True}}
+            facts = {{"execution_id": UUID(execution_id), "lease_seconds": lease}}
+            recording = Recording(on_log=lambda line: print("left", flush=True))
+            group.create_task(run(template, order("house.descendants:Leaves", inputs, **facts), Limits(), recording))
 
 asyncio.run(main())
 """
 
 
-async def _worker(
-    storage: Path, execution_id: object, isolation: str, kind: str, *, lease: float = 30
-) -> tuple[asyncio.subprocess.Process, int]:
-    """A worker in its own process, in the middle of a run; and its launcher's pid."""
-    here = str(Path(__file__).parents[2])
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        _WORKER.format(here=here),
-        str(execution_id),
-        str(storage),
-        isolation,
-        kind,
-        str(lease),
-        stdout=subprocess.PIPE,
-    )
+class Worker:
+    """A worker in a process of its own, whose runs leave processes behind."""
+
+    def __init__(self, process: asyncio.subprocess.Process, launcher: int) -> None:
+        self.process = process
+        self.launcher = launcher
+
+    @classmethod
+    async def start(cls, storage: Path, isolation: str) -> Worker:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _WORKER.format(here=str(Path(__file__).parents[2])),
+            str(storage),
+            isolation,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        return cls(process, int(await _line(process)))
+
+    async def begin(self, kind: str, *, lease: float = 30) -> UUID:
+        """A run, in the midst of it."""
+        execution_id = uuid4()
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([kind, lease, str(execution_id)]).encode() + b"\n")
+        assert await _line(self.process) == b"left\n"
+        assert processes_of(execution_id)
+        return execution_id
+
+
+async def _line(process: asyncio.subprocess.Process) -> bytes:
     assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), 60)).split()
-    return process, int(line[1])
+    return await asyncio.wait_for(process.stdout.readline(), 60)
 
 
-@pytest.mark.parametrize("isolation", ["", "subreaper"])
-@pytest.mark.parametrize("kind", ["double fork", "plain fork"])
-async def test_killed_worker_leaves_nothing_behind(storage: Path, isolation: str, kind: str) -> None:
-    execution_id = uuid4()
-    worker, launcher = await _worker(storage, execution_id, isolation, kind)
-    assert processes_of(execution_id)
-    worker.kill()
-    await worker.wait()
-    assert await all_gone(execution_id, within=2), processes_of(execution_id)
-    assert await _ended(launcher, within=2)
+@pytest.fixture(scope="module")
+async def workers(storage: Path) -> AsyncIterator[dict[str, Worker]]:
+    """One in each isolation, for the tests from here on; the last of them kills each."""
+    isolations = {"namespace": "", "subreaper": "subreaper"}
+    started = await asyncio.gather(*(Worker.start(storage, isolation) for isolation in isolations.values()))
+    yield dict(zip(isolations, started, strict=True))
+    for worker in started:
+        if worker.process.returncode is None:
+            worker.process.kill()
+            await worker.process.wait()
 
 
-async def test_stopped_worker_loses_its_run_after_a_lease(storage: Path) -> None:
-    execution_id = uuid4()
-    worker, _ = await _worker(storage, execution_id, "", "plain", lease=2)
-    worker.send_signal(signal.SIGSTOP)
+async def test_stopped_worker_loses_its_run_after_a_lease(workers: dict[str, Worker]) -> None:
+    worker = workers["namespace"]
+    execution_id = await worker.begin("plain", lease=2)
+    worker.process.send_signal(signal.SIGSTOP)
     try:
         assert await all_gone(execution_id, within=3)
     finally:
-        worker.kill()
-        await worker.wait()
+        worker.process.send_signal(signal.SIGCONT)
 
 
-async def test_sweep_takes_what_lost_its_supervisor_and_nothing_else(storage: Path) -> None:
-    orphan, kept = uuid4(), uuid4()
-    worker, _ = await _worker(storage, kept, "subreaper", "plain")
+async def test_sweep_takes_what_lost_its_supervisor_and_nothing_else(workers: dict[str, Worker]) -> None:
+    kept, orphan = await workers["subreaper"].begin("plain"), uuid4()
     left = await asyncio.create_subprocess_exec("sleep", "60", env={"FLOWLEDGER_RUN": str(orphan)})
-    try:
-        assert sweep_leftovers() >= 1
-        assert await asyncio.wait_for(left.wait(), 2) == -signal.SIGKILL
-        assert processes_of(kept)
-    finally:
-        worker.kill()
-        await worker.wait()
-    assert await all_gone(kept, within=2)
+    assert sweep_leftovers() >= 1
+    assert await asyncio.wait_for(left.wait(), 2) == -signal.SIGKILL
+    assert processes_of(kept)
+
+
+@pytest.mark.parametrize("isolation", ["namespace", "subreaper"])
+async def test_killed_worker_leaves_nothing_behind(workers: dict[str, Worker], isolation: str) -> None:
+    worker = workers[isolation]
+    runs = {kind: await worker.begin(kind) for kind in ("double fork", "plain fork", "plain")}
+    worker.process.kill()
+    await worker.process.wait()
+    gone = await asyncio.gather(*(all_gone(execution_id, within=2) for execution_id in runs.values()))
+    assert all(gone), {kind: processes_of(execution_id) for kind, execution_id in runs.items()}
+    assert await _ended(worker.launcher, within=2)
 
 
 async def _ended(pid: int, within: float) -> bool:

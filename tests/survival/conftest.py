@@ -15,6 +15,16 @@ from tests.bare_postgres import BareServer, installed
 from tests.survival.stage import NetworkPostgres, Proxy, free_port, proxied
 
 LEASE_SECONDS, GRACE_SECONDS, POLL_SECONDS, SLOTS = 3.0, 1.0, 1.0, 2
+ANSWER_SECONDS = 8.0
+"""How long these workers wait for an answer of the database before they take it for gone; others wait half a minute."""
+
+_IMPATIENT = f"""
+from flowledger.cli import main
+from flowledger.database import session
+session.ANSWER_SECONDS = {ANSWER_SECONDS}
+session.Database.service.__wrapped__.__defaults__ = ({ANSWER_SECONDS},)
+main()
+"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ def _distant(stack: ExitStack, product: Product, network: NetworkPostgres, log: 
     worker = product.worker(
         log=log,
         ready=False,
+        program=("-c", _IMPATIENT),
         database_url=network.url("flowledger_worker", proxy.port),
         slots=SLOTS,
         lease_seconds=LEASE_SECONDS,

@@ -20,6 +20,7 @@ PROMISED = {
     "commands",
     "claim",
     "hot-flow",
+    "costs",
     "embedded",
     "cancel",
     "idle",
