@@ -8,7 +8,7 @@ import platform
 import time
 import traceback
 
-from benchmarks import cancel, commands, costs, embedded, idle, start, survival, throughput
+from benchmarks import cancel, commands, costs, embedded, idle, recording, start, survival, throughput
 from benchmarks.figures import Figure, show
 from benchmarks.stage import Stage
 
@@ -16,7 +16,9 @@ BENCHMARKS = {
     "start": start.alone,
     "side-by-side": start.side_by_side,
     "memory": start.memory,
-    "recording": start.recording,
+    "steps": start.recording,
+    "recording": recording.recording,
+    "events": recording.events,
     "lifecycles": throughput.lifecycles,
     "commands": commands.answers,
     "claim": throughput.claim_behind_history,

@@ -52,10 +52,17 @@ class Stage:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """With the stub LLM's address."""
-        from stub_llm import StubServer, environment  # type: ignore[import-not-found]
+        """With the address of a stub LLM, which has a process of its own and takes no time of whoever measures."""
+        from stub_llm import environment  # type: ignore[import-not-found]
 
-        return {**os.environ, **environment(self._leaving.enter_context(StubServer()))}
+        ready = self.directory / "stub.url"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stub_llm", "--port", "0", "--ready-file", str(ready)],
+            cwd=HERE.parent / "examples",
+            stdout=subprocess.DEVNULL,
+        )
+        self._leaving.callback(_end, process)
+        return {**os.environ, **environment(wait_for(lambda: ready.exists() and ready.read_text()))}
 
     @cached_property
     def served(self) -> EmbeddedPostgres:

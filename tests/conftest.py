@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
@@ -15,6 +16,10 @@ from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.database.migrate import migrate
 from flowledger.database.supervisor import ROLES, Place
 from tests.empty_ledger import Emptying
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from flowledger.domain.controls import FlowControls
 from flowledger.domain.flow import FLOW_KEY_LENGTH, BrokenModule, Discovery, Flow
 from flowledger.domain.project import Project
 from flowledger.errors import FlowNotFound, InvalidInput, ProjectNotFound, ProjectUnusable
-from flowledger.runner import description, interpreter
+from flowledger.runner import description, interpreter, redact
 from flowledger.runner.description import Report
 
 if TYPE_CHECKING:
@@ -430,7 +430,7 @@ def _end(process: subprocess.Popen[bytes], *, at_once: bool) -> None:
 
 def _unusable(project: Project, status: int, said: IO[bytes]) -> ProjectUnusable:
     said.seek(0)
-    lines = said.read().decode("utf-8", "replace").strip().splitlines()
+    lines = redact.own().text(said.read().decode("utf-8", "replace")).strip().splitlines()
     reason = lines[-1] if lines else f"{project.python} ended with exit status {status}"
     return ProjectUnusable(
         str(project.root),

@@ -58,6 +58,16 @@ def test_run_tells_of_each_step_its_tools_tokens_and_dollars(brief: dict[str, An
     assert "quarterly_figures ×1" in line
 
 
+def test_a_run_is_told_beforehand_what_the_runs_before_it_took(product: Product, brief: dict[str, Any]) -> None:
+    done = product.run("run", "board_brief", "-i", "topic=pricing")
+    exact = Decimal(brief["metadata"]["exact_cost_usd"])
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("usually")]
+    assert f"${exact:.6f}".rstrip("0") in line
+    kept = _shown(product, "@last")["metadata"]["estimate"]
+    assert (kept["runs"], kept["tokens"], Decimal(kept["cost_usd"])) == (1, brief["token_count"], exact)
+    assert "usually" not in brief["said"], "nothing is known before the first run"
+
+
 def test_the_row_holds_the_sum_of_its_calls_and_the_exact_one_beside_it(brief: dict[str, Any]) -> None:
     exact = sum(Decimal(call["cost_usd"]) for call in brief["usage"])
     assert exact > 0

@@ -35,6 +35,7 @@ def test_every_field_is_read():
         "budget_tokens": 50_000,
         "on_budget": "warn",
         "preview_characters": 0,
+        "redact": [r"KD-\d{8}"],
     }
     assert table.keys() == {field.name for field in fields(FlowControls)}
     controls = FlowControls.read(table, PLACE)
@@ -58,11 +59,23 @@ def test_a_flow_of_which_nothing_is_said_has_no_limits():
     ("retry_on", [1]), ("idempotent", 1), ("crash_limit", 0), ("memory_mb", 0), ("processes", 0), ("open_files", 1),
     ("budget_usd", -1), ("budget_usd", "a lot"), ("budget_usd", True), ("budget_usd", float("nan")),
     ("budget_tokens", 1.5), ("on_budget", "shout"), ("preview_characters", -1),
+    ("redact", "KD-1"), ("redact", [1]), ("redact", ["("]), ("redact", ["a*"]), ("redact", [""]),
 ])  # fmt: skip
 def test_a_mistake_is_told_with_its_place_and_field(name, value):
     with pytest.raises(InvalidInput) as refusal:
         FlowControls.read({name: value}, PLACE)
     assert refusal.value.field == f"{PLACE} {name}"
+
+
+def test_patterns_are_read_as_they_are():
+    assert FlowControls.read({"redact": [r"KD-\d{8}"]}, PLACE).redact == (r"KD-\d{8}",)
+
+
+@pytest.mark.parametrize(("pattern", "told"), [("KD-(", "is no regular expression"), ("x?", "matches the empty text")])
+def test_a_pattern_that_cannot_be_used_is_told_with_the_reason(pattern, told):
+    with pytest.raises(InvalidInput, match=told) as refusal:
+        FlowControls.read({"redact": [pattern]}, PLACE)
+    assert repr(pattern) in refusal.value.problem
 
 
 def test_the_projects_own_file_comes_before_those_of_nested_projects(tmp_path: Path):

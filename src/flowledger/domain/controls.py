@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal, InvalidOperation
@@ -30,6 +31,7 @@ class FlowControls:
     a run ended. `memory_mb` (MiB), `processes` and `open_files` are those of one run, with all its descendants.
     `budget_usd` and `budget_tokens` are what one run may spend, `on_budget` what happens then. Of prompts, answers and
     outputs the first `preview_characters` are kept; 0: none of them, None: the worker's own.
+    `redact` holds regular expressions for what is kept out of everything that is stored of a run.
     """
 
     timeout_seconds: float | None = None
@@ -48,6 +50,7 @@ class FlowControls:
     budget_tokens: int | None = None
     on_budget: OnReach = OnReach.STOP
     preview_characters: int | None = None
+    redact: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, table: Mapping[str, Any], place: str) -> FlowControls:
@@ -161,6 +164,21 @@ def _names(value: Any, place: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _patterns(value: Any, place: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
+        raise InvalidInput(place, f"must be a list of regular expressions, not {value!r}", "Like ['KD-[0-9]{8}'].")
+    for pattern in value:
+        try:
+            finds_nothing = re.compile(pattern).search("") is not None
+        except (re.error, RecursionError, OverflowError) as error:
+            raise InvalidInput(
+                place, f"{pattern!r} is no regular expression: {error}", "Single quotes keep backslashes as they are."
+            ) from error
+        if finds_nothing:
+            raise InvalidInput(place, f"{pattern!r} matches the empty text, so it would be found everywhere")
+    return tuple(value)
+
+
 _READERS: dict[str, Callable[[Any, str], Any]] = {
     "timeout_seconds": _span(LONGEST_SECONDS),
     "queue_seconds": _span(LONGEST_SECONDS),
@@ -178,4 +196,5 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "budget_tokens": _count(0, LARGEST_BUDGET_TOKENS),
     "on_budget": _on_reach,
     "preview_characters": _count(0, 20_000),
+    "redact": _patterns,
 }

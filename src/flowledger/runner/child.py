@@ -26,12 +26,14 @@ from typing import Any, NoReturn
 from flowledger.runner import encode, stack, wire
 from flowledger.runner.gate import Gate, let_async_calls_wait
 from flowledger.runner.listener import Listener, Terms
+from flowledger.runner.redact import Known, Redactor
 
 _LEAVE_SECONDS = 2.0
 _LARGEST_STATE = 1 << 18
 _FREE_SECONDS = 0.02
 _LONGEST_MESSAGE = 16_384
 _LONGEST_TYPE = 100
+_OWN_WORDS = ("kind", "event", "usage")
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class HumanNeeded(RuntimeError):
     """The flow asks a person, and nobody can answer in a headless run."""
 
 
-def main(channels: Channels) -> NoReturn:
-    """The flow's process, from its first instruction to its last."""
-    reporter = _Reporter(channels.frames)
+def main(channels: Channels, redactor: Redactor) -> NoReturn:
+    """The flow's process, from its first instruction to its last. `redactor` learns what is set in the environment."""
+    reporter = _Reporter(channels.frames, redactor)
     try:
         _take_over_standard_streams(channels)
         control = socket.socket(fileno=channels.control)
@@ -68,6 +70,7 @@ def main(channels: Channels) -> NoReturn:
 
 
 def _run(order: dict[str, Any], reporter: _Reporter, control: socket.socket) -> None:
+    reporter.keep_secrets(order["redact"])
     reporter.roots = tuple(order["roots"])
     reporter.most_bytes = order["max_output_bytes"]
     gc.enable()
@@ -77,7 +80,7 @@ def _run(order: dict[str, Any], reporter: _Reporter, control: socket.socket) -> 
     flow = build(order["entry_point"], order["inputs"])
     reporter.flow = flow
     terms = Terms(order["max_events"], order["preview_characters"])
-    reporter.listener = listener = Listener(reporter.send, reporter.keep_state, gate, terms)
+    reporter.listener = listener = Listener(reporter.send, reporter.keep_state, gate, terms, reporter.redactor.cut)
     if not listener.attach(flow):
         listener.begin()
     reporter.complete(_kickoff(flow, order["inputs"]))
@@ -247,10 +250,12 @@ def _kickoff(flow: Any, inputs: dict[str, Any]) -> Any:
 
 
 class _Reporter:
-    """Writes frames; one at a time, whole, from whichever thread."""
+    """Writes frames; one at a time, whole, from whichever thread. Nothing leaves unredacted."""
 
-    def __init__(self, frames: int) -> None:
+    def __init__(self, frames: int, redactor: Redactor) -> None:
         self._frames = frames
+        self._pid = os.getpid()
+        self.redactor = redactor
         self._lock = threading.Lock()
         self.flow: Any = None
         self.listener: Listener | None = None
@@ -259,8 +264,23 @@ class _Reporter:
         self._kept = b""
         self._keeping = _Allowance()
 
+    def keep_secrets(self, patterns: list[str]) -> None:
+        """Tells the worker, who reads what the run prints, what to leave out of it: now and whenever there is more."""
+        self.redactor.also(patterns)
+        self.redactor.learn_all(os.environ)
+        self._tell_secrets(self.redactor.known)
+        self.redactor.on_learn = self._tell_secrets
+
+    def _tell_secrets(self, known: Known) -> None:
+        # A process that the flow forked learns for itself, and would write into our pipe.
+        if known and os.getpid() == self._pid:
+            self._write(wire.pack({"kind": "secrets", "known": known}))
+
     def send(self, message: dict[str, Any]) -> None:
-        self._write(wire.pack(message))
+        frame = wire.pack(message)
+        if self.redactor.suspects(frame[wire.HEADER_SIZE :].decode("ascii")):
+            frame = wire.pack(_redacted(message, self.redactor))
+        self._write(frame)
 
     def keep_state(self, state: Any) -> Any:
         """What there is to show if the flow is killed before it ends; answers with it as plain data.
@@ -270,20 +290,23 @@ class _Reporter:
         if state is None or self._keeping.is_used_up:
             return None
         with self._keeping:
-            value, changes = encode.encode({"state": state})
-            body, left_out = encode.dump(value, min(self.most_bytes, _LARGEST_STATE))
+            value, changes = encode.encode({"state": state}, self.redactor)
+            # Redacted before it is compared: what a comparison shortens and escapes would not be found any more.
+            value, text = encode.redacted(value, self.redactor)
+            body, left_out = encode.bounded(text, min(self.most_bytes, _LARGEST_STATE))
             if body != self._kept:
                 self._kept = body
                 self._send_with_output("state", body, {"changes": changes, "left_out": left_out})
             return value["state"]
 
     def complete(self, result: Any) -> None:
-        value, changes = encode.encode({"state": _state(self.flow), "result": result})
+        value, changes = encode.encode({"state": _state(self.flow), "result": result}, self.redactor)
         self._finish("result", value, {"changes": changes})
 
     def fail(self, error: BaseException, **facts: Any) -> None:
-        value, changes = encode.encode({"state": _state(self.flow)} if self.flow is not None else None)
-        described = _describe(error, self.roots)
+        state = {"state": _state(self.flow)} if self.flow is not None else None
+        value, changes = encode.encode(state, self.redactor)
+        described = _describe(error, self.roots, self.redactor)
         if self.listener is not None:
             first_line = described["error_message"].strip().split("\n", 1)[0][:500]
             self.listener.tell_error({"type": described["error_type"], "message": first_line, **described})
@@ -291,7 +314,7 @@ class _Reporter:
 
     def _finish(self, kind: str, value: Any, facts: dict[str, Any]) -> None:
         """The output is its own JSON text, put into the frame as it is: it may be long, and was measured already."""
-        body, left_out = encode.dump(value, self.most_bytes)
+        body, left_out = encode.dump(value, self.most_bytes, self.redactor)
         events = 0 if self.listener is None else self.listener.heard
         with contextlib.suppress(OSError):
             self._send_with_output(kind, body, {"left_out": left_out, "events": events, **facts})
@@ -299,7 +322,7 @@ class _Reporter:
         os.write(2, b"flowledger: the flow closed a descriptor that it had not opened; its result is lost\n")
 
     def _send_with_output(self, kind: str, body: bytes, facts: dict[str, Any]) -> None:
-        head = wire.pack({"kind": kind, **facts})[5:]
+        head = wire.pack({"kind": kind, **facts})[wire.HEADER_SIZE :]
         self._write(wire.pack_json(head[:-1] + b',"output":' + body + b"}"))
 
     def _write(self, data: bytes) -> None:
@@ -337,8 +360,22 @@ def _state(flow: Any) -> Any:
         return None
 
 
-def _describe(error: BaseException, roots: tuple[str, ...]) -> dict[str, Any]:
-    name, message = encode.clean(stack.qualified_name(type(error))), encode.clean(stack.message_of(error))
+def _redacted(message: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
+    """Its own words, such as the names of fields and of classes of tokens, stay, whatever the secrets are."""
+    told = {key: value if key in _OWN_WORDS else redactor.data(value, keys=False) for key, value in message.items()}
+    if isinstance(fields := message.get("fields"), dict):
+        told["fields"] = {name: part if name in _OWN_WORDS else _field(part, redactor) for name, part in fields.items()}
+    return told
+
+
+def _field(part: Any, redactor: Redactor) -> Any:
+    """A number alone is a count of ours; inside of data it may be anything."""
+    return redactor.data(part, numbers=isinstance(part, (dict, list)))
+
+
+def _describe(error: BaseException, roots: tuple[str, ...], redactor: Redactor) -> dict[str, Any]:
+    name = redactor.text(encode.clean(stack.qualified_name(type(error))))
+    message = redactor.text(encode.clean(stack.message_of(error)))
     clamped: dict[str, Any] = {}
     if len(name) > _LONGEST_TYPE:
         clamped["error_type"] = name[:10_000]
@@ -348,7 +385,7 @@ def _describe(error: BaseException, roots: tuple[str, ...]) -> dict[str, Any]:
     return {
         "error_type": name[:_LONGEST_TYPE],
         "error_message": message[:_LONGEST_MESSAGE],
-        "error_stack": encode.clean(stack.describe(error, roots)),
+        "error_stack": stack.describe(error, roots, redactor),
         "fingerprint": stack.fingerprint(error, roots),
         "place": stack.place(error, roots),
         "clamped": clamped,

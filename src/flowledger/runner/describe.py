@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
-from flowledger.runner import namespace, supervisor
+from flowledger.runner import namespace, redact, supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +47,8 @@ _SIDE_BY_SIDE = 8
 _POLL_SECONDS = 0.02
 _KEPT_OUTPUT = 8_192
 _SURROGATES_AND_NUL = re.compile("[\x00\ud800-\udfff]")
+_redactor = redact.Redactor()
+"""This process looks once: what it tells is free of the secrets of its environment."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ def _forget_what_is_the_ledgers(report: IO[str]) -> None:
     _tell(report, {"kind": "environment", "environment": dict(os.environ)})
     for name in json.loads(report.readline())["drop"]:
         os.environ.pop(name, None)
+    _redactor.learn_all(os.environ)
+    redact.watch(_redactor.learn)
 
 
 # -- One fork for each module ------------------------------------------------------------------------------------------
@@ -377,7 +381,7 @@ def _describe_declaration(path: Path, order: Order) -> JsonObject:
 
 def _flow(**facts: Any) -> JsonObject:
     """The fingerprint covers what decides how the flow runs: not its key, its place or the rest of its module."""
-    flow: JsonObject = _plain(facts)
+    flow: JsonObject = {**_plain(facts), **{name: _name(facts[name]) for name in ("key", "name", "entry_point")}}
     covered = [flow["source"], flow["graph"], flow["input_schema"]]
     canonical = json.dumps(covered, sort_keys=True, separators=(",", ":"))
     return {**flow, "fingerprint": hashlib.sha256(canonical.encode()).hexdigest()}
@@ -438,7 +442,9 @@ def _schema_of_class(flow: Any, entry_point: str, warnings: list[str]) -> JsonOb
         schema = model.model_json_schema()
         defaults = state.model_dump(mode="json", by_alias=True) if isinstance(state, BaseModel) else {}
     except Exception as error:  # a state may hold anything; a type without a schema still runs
-        warnings.append(f"{entry_point}: its inputs are not checked, the state has no JSON schema: {_message(error)}")
+        warnings.append(
+            f"{entry_point}: its inputs are not checked, the state has no JSON schema: {_plain(_message(error))}"
+        )
         return None
     return _without_id(schema, defaults)
 
@@ -471,23 +477,27 @@ def _without_id(schema: JsonObject, defaults: JsonObject) -> JsonObject:
 
 
 def _plain(value: Any) -> Any:
-    """JSON that Postgres takes: no NUL, no lone surrogate, no NaN."""
+    """JSON that Postgres takes: no NUL, no lone surrogate, no NaN; and no secret, but names stay what they are."""
     if isinstance(value, str):
-        return _SURROGATES_AND_NUL.sub("\N{REPLACEMENT CHARACTER}", value)
+        return _redactor.text(_name(value))
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, dict):
-        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+        return {_name(str(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(item) for item in value]
     return _plain(str(value))
 
 
+def _name(text: str) -> str:
+    return _SURROGATES_AND_NUL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def _failure(subject: str, error: BaseException) -> JsonObject:
-    told = {"module": subject, "error_type": _type_name(error), "error_message": _message(error)}
-    return {**_plain(told), "error_stack": _plain(_stack(error))}
+    told = {"error_type": _type_name(error), "error_message": _message(error), "error_stack": _stack(error)}
+    return {"module": _name(subject), **_plain(told)}
 
 
 def _type_name(error: BaseException) -> str:

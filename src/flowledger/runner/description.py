@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flowledger.domain.project import Project
-from flowledger.runner import interpreter
+from flowledger.runner import interpreter, redact
 
 JsonObject = dict[str, Any]
 
@@ -61,5 +61,6 @@ class Report:
         return answer
 
     def _forbidden(self, environment: dict[str, str]) -> bytes:
+        redact.own().learn_all(environment)
         drop = interpreter.forbidden(environment, self._secrets, self._storage)
         return json.dumps({"drop": drop}).encode() + b"\n"

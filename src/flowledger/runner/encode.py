@@ -28,6 +28,8 @@ import uuid
 from collections import Counter, deque
 from typing import Any
 
+from flowledger.runner.redact import Redactor
+
 DEEPEST = 100
 _MOST_VALUES = 1_000_000
 _LONGEST_REPR = 1000
@@ -40,24 +42,41 @@ _AS_ISO = (datetime.datetime, datetime.date, datetime.time)
 _AS_LIST = (list, tuple, set, frozenset, deque)
 
 
-def encode(value: Any) -> tuple[Any, dict[str, int]]:
-    """`value` as plain JSON data, and how many changes of each kind that took."""
-    encoder = _Encoder()
+def encode(value: Any, redactor: Redactor | None = None) -> tuple[Any, dict[str, int]]:
+    """`value` as plain JSON data, and how many changes of each kind that took. What is shortened is redacted first."""
+    encoder = _Encoder(redactor or Redactor())
     return encoder.encode(value, 0), dict(encoder.changes)
 
 
-def dump(value: Any, most_bytes: int) -> tuple[bytes, dict[str, Any]]:
-    """JSON text of encoded data; larger than `most_bytes` it becomes a preview with the true size and sha256.
+def dump(value: Any, most_bytes: int, redactor: Redactor | None = None) -> tuple[bytes, dict[str, Any]]:
+    """JSON text of encoded data, redacted; larger than `most_bytes` it becomes a preview with true size and sha256.
 
     The second part is empty, or holds `bytes` and `sha256` of what was left out.
     """
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return bounded(_json(value) if redactor is None else redacted(value, redactor)[1], most_bytes)
+
+
+def redacted(value: Any, redactor: Redactor) -> tuple[Any, str]:
+    """Encoded data without secrets, and its JSON text."""
+    text = _json(value)
+    if not redactor.suspects(text):
+        return value, text
+    value = redactor.data(value, numbers=True)
+    return value, _json(value)
+
+
+def bounded(text: str, most_bytes: int) -> tuple[bytes, dict[str, Any]]:
+    """The JSON text as it is, or a preview of it; see `dump`."""
     body = text.encode()
     if len(body) <= most_bytes:
         return body, {}
     true = {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
     preview = {"truncated": True, **true, "preview": text[:_LONGEST_PREVIEW]}
     return json.dumps(preview, ensure_ascii=False).encode(), true
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def clean(text: str) -> str:
@@ -73,8 +92,9 @@ def clean(text: str) -> str:
 
 
 class _Encoder:
-    def __init__(self) -> None:
+    def __init__(self, redactor: Redactor) -> None:
         self.changes: Counter[str] = Counter()
+        self._redactor = redactor
         self._values = 0
         self._open: set[int] = set()
 
@@ -148,7 +168,7 @@ class _Encoder:
         if isinstance(key, str):
             return self._text(key)
         self.changes["key"] += 1
-        return self._text(_repr(key) if isinstance(key, bytes) else str(key))[:_LONGEST_REPR]
+        return self._redactor.cut(self._text(_repr(key) if isinstance(key, bytes) else str(key)), _LONGEST_REPR)
 
     def _text(self, value: str) -> str:
         plain = str.__str__(value)
@@ -171,19 +191,22 @@ class _Encoder:
 
     def _too_deep(self, value: Any) -> str:
         self.changes["too deep"] += 1
-        return clean(_repr(value))
+        return self._in_words(value)
 
     def _unknown(self, value: Any) -> str:
         self.changes["object"] += 1
-        return clean(_repr(value))
+        return self._in_words(value)
+
+    def _in_words(self, value: Any) -> str:
+        return self._redactor.cut(clean(_repr(value)), _LONGEST_REPR)
 
 
 def _repr(value: Any) -> str:
-    """A short repr; of containers only the kind and the size, since theirs walks everything below."""
+    """The repr; of containers only the kind and the size, since theirs walks everything below."""
     try:
         if isinstance(value, (dict, *_AS_LIST)):
             return f"<{type(value).__name__} of {len(value)}>"
-        return repr(value)[:_LONGEST_REPR]
+        return repr(value)
     except BaseException:
         return f"<{type(value).__name__} without a repr>"
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 from collections import deque
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import count
 from typing import Protocol
 
 from flowledger.domain.timeline import Event, LogLine
 from flowledger.domain.usage import PricedCall
+from flowledger.runner.redact import Redactor
 
 _LAST_EVENTS = 200
+_LONGEST_CHARACTER = 4
+_INSIDE_A_CHARACTER = 0x80
 
 
 class Recorder(Protocol):
@@ -64,66 +70,114 @@ class BoundedTimeline:
 
 
 class BoundedLog:
-    """One stream of a run: its head as it comes, its tail at the end, what lies between counted only."""
+    """One stream of a run: its head as it comes, its tail at the end, what lies between counted only; without secrets.
 
-    def __init__(self, stream: str, most_bytes: int, recorder: Recorder) -> None:
+    What may be the beginning of a secret waits for what follows it. A secret across an edge of what is left out leaves
+    no part of itself on either side. Bytes that are no text are kept as lone surrogates until they are written.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        most_bytes: int,
+        recorder: Recorder,
+        redactor: Redactor | None = None,
+        numbers: Iterator[int] | None = None,
+    ) -> None:
+        """`numbers` are the lines' sequence numbers: the streams of a run share them."""
         self._stream = stream
+        self._redactor = redactor or Redactor()
+        self._numbers = numbers or count(1)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._head_left = most_bytes // 2
+        self._held = ""
         self._tail = bytearray()
         self._tail_size = most_bytes - most_bytes // 2
         self._dropped = 0
-        self._sequence = 0
-        self._split = b""
         self._recorder = recorder
 
     def take(self, data: bytes) -> None:
+        # Postgres takes no NUL; what they stand between is looked at without them, as it is going to be read.
+        data = data.replace(b"\x00", b"")
         if self._head_left > 0:
-            head, data = data[: self._head_left], data[self._head_left :]
-            self._head_left -= len(head)
-            self._write(self._whole_characters(head))
-        if data:
-            self._tail += data[-self._tail_size :]
-            self._dropped += max(0, len(data) - self._tail_size)
-            if len(self._tail) > 2 * self._tail_size:
-                self._cut_tail()
+            self._held += self._decoder.decode(data)
+            self._release(self._redactor.settled(self._held))
+        elif data:
+            self._take_tail(data)
 
     def finish(self) -> int:
-        """Writes the tail; returns how many bytes were dropped before it."""
-        self._cut_tail()
+        """Writes what was held back and the tail; returns how many bytes were dropped before it."""
+        if self._head_left > 0:
+            self._held += self._decoder.decode(b"", final=True)
+            self._release(len(self._held))
+        tail = self._last()
         if self._dropped:
-            self._write(self._split)
-            self._split = b""
-            self._write(f"\n... {self._dropped:,} bytes left out ...\n".encode())
-        self._write(self._split + bytes(self._tail))
-        self._tail.clear()
-        self._split = b""
+            self._write(f"\n... {self._dropped:,} bytes left out ...\n")
+        self._write(tail)
         return self._dropped
 
-    def _cut_tail(self) -> None:
-        excess = len(self._tail) - self._tail_size
-        if excess > 0:
-            self._dropped += excess
-            del self._tail[:excess]
+    def _release(self, settled: int) -> None:
+        """Writes that much of what is held, as far as the head goes; what lies beyond it is the tail's."""
+        end = _fitting(self._held[:settled], self._head_left)
+        if end < settled:
+            end = self._redactor.clear(self._held[:settled], end)
+        given, self._held = self._held[:end], self._held[end:]
+        told = self._redactor.text(given)
+        # What stands for a secret may be longer than it was.
+        self._write(told[: _fitting(told, self._head_left)])
+        self._head_left = max(0, self._head_left - max(len(_bytes(given)), len(_bytes(told))))
+        if end < settled or self._head_left == 0:
+            self._head_left = 0
+            self._take_tail(_bytes(self._held) + self._decoder.getstate()[0])
+            self._held = ""
 
-    def _whole_characters(self, data: bytes) -> bytes:
-        """Keeps the beginning of a character that has not arrived in full for the next time."""
-        data = self._split + data
-        self._split = b""
-        for back in range(1, min(4, len(data)) + 1):
-            byte = data[-back]
-            if byte >= 0xC0:
-                width = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-                if width > back:
-                    data, self._split = data[:-back], data[-back:]
-                break
-            if byte < 0x80:
-                break
-        return data
+    def _take_tail(self, data: bytes) -> None:
+        """Keeps as much more than the tail as a secret across its beginning may have."""
+        kept = self._tail_size + self._redactor.lead
+        self._tail += data[-kept:]
+        self._dropped += max(0, len(data) - kept)
+        if len(self._tail) > 2 * kept:
+            self._dropped += len(self._tail) - kept
+            del self._tail[:-kept]
 
-    def _write(self, data: bytes) -> None:
-        if not data:
+    def _last(self) -> str:
+        """The tail without secrets."""
+        excess = max(0, len(self._tail) - self._tail_size)
+        while excess and excess < len(self._tail) and self._tail[excess] & 0xC0 == _INSIDE_A_CHARACTER:
+            excess += 1
+        before = _text(self._tail[:excess])
+        text = before + _text(self._tail[excess:])
+        begin = self._redactor.clear(text, len(before)) if before else 0
+        self._dropped += len(_bytes(text[:begin]))
+        told = self._redactor.text(text[begin:])
+        surplus = max(0, len(_bytes(told)) - self._tail_size)
+        self._dropped += surplus
+        return _text(_bytes(told)[surplus:])
+
+    def _write(self, text: str) -> None:
+        if not text:
             return
-        self._sequence += 1
-        text = data.decode(errors="replace").replace("\x00", "")
+        told = _bytes(text).decode(errors="replace")
+        line = LogLine(next(self._numbers), datetime.now(UTC), self._stream, told)
         with contextlib.suppress(Exception):
-            self._recorder.log(LogLine(self._sequence, datetime.now(UTC), self._stream, text))
+            self._recorder.log(line)
+
+
+def _fitting(text: str, most_bytes: int) -> int:
+    """How many of the first characters have no more bytes."""
+    if len(text) <= most_bytes // _LONGEST_CHARACTER:
+        return len(text)
+    data = _bytes(text[:most_bytes])
+    end = min(len(data), most_bytes)
+    for _ in range(_LONGEST_CHARACTER - 1):
+        if 0 < end < len(data) and data[end] & 0xC0 == _INSIDE_A_CHARACTER:
+            end -= 1
+    return min(len(text), len(_text(data[:end])))
+
+
+def _text(data: bytes | bytearray) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -470,7 +470,7 @@ class Listener:
         fields[field] = self._preview(text, self._terms.preview_characters)
 
     def _preview(self, text: str, most: int) -> str:
-        return clean(self._cut(text, most))
+        return self._cut(clean(text), most)
 
     def _text(self, value: Any) -> str:
         return "" if value is None else self._preview(str(value), _LONGEST_FIELD).strip()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -32,6 +33,8 @@ from flowledger.runner.bounds import Bounds
 from flowledger.runner.kept import BoundedLog, BoundedTimeline, Recorder
 from flowledger.runner.limits import Decision, ErrorType, Limits, Stop
 from flowledger.runner.outcome import Evidence, conclude
+from flowledger.runner.redact import Known, Redactor
+from flowledger.runner.secret import SHORTEST
 from flowledger.runner.templates import NotForked, Template, readable
 
 __all__ = ["Order", "Recorder", "Template", "run", "sweep_leftovers"]
@@ -57,6 +60,7 @@ class Order:
     `lease_seconds` how long the run's processes live without a tick from the worker. A run whose processes together
     take more than `memory_bytes`, or are more than `processes`, is killed; `open_files` is each process's own limit.
     None means: no limit. Of prompts, answers and outputs the first `preview_characters` are kept; 0: none of them.
+    `redact` are regular expressions for what is to be kept out of everything that is stored.
     """
 
     execution_id: UUID
@@ -73,6 +77,7 @@ class Order:
     processes: int | None = None
     open_files: int | None = None
     preview_characters: int = 500
+    redact: tuple[str, ...] = ()
 
     @property
     def bounds(self) -> Bounds:
@@ -166,6 +171,7 @@ class _Process:
         self._handed_over_at = 0
         self._pidfd = -1
         self._frames = -1
+        self._redactor = Redactor(patterns=order.redact)
         self._logs: dict[int, BoundedLog] = {}
         self._timeline = BoundedTimeline(order.max_events, recorder)
         self._descriptors: list[int] = []
@@ -180,8 +186,9 @@ class _Process:
         supervisor_end, control_end = self._open_sockets()
         pipes = [self._open_pipe() for _ in range(3)]
         self._frames = pipes[0][0]
+        numbers = count(1)
         for stream, (reading, _) in zip(("stdout", "stderr"), pipes[1:], strict=True):
-            self._logs[reading] = BoundedLog(stream, order.max_log_bytes, self._recorder)
+            self._logs[reading] = BoundedLog(stream, order.max_log_bytes, self._recorder, self._redactor, numbers)
         theirs = (supervisor_end.fileno(), control_end.fileno(), *(writing for _, writing in pipes))
         try:
             self._pidfd, self._evidence.start = await template.fork(
@@ -219,6 +226,7 @@ class _Process:
             "max_events": order.max_events,
             "preview_characters": order.preview_characters,
             "asks": self._account.asks,
+            "redact": order.redact,
             "roots": [f"{path}/" for path in {project.root, *project.import_paths}],
         }
         assert self._control is not None
@@ -251,6 +259,8 @@ class _Process:
     def _read_log(self, descriptor: int, log: BoundedLog) -> bool:
         data = self._read(descriptor)
         if data:
+            # A secret that the child learnt before it printed this is in the other pipe by now, which is read at once.
+            self.read_frames()
             log.take(data)
         return bool(data)
 
@@ -274,6 +284,8 @@ class _Process:
                 self._take_event(message)
             case "ask":
                 self._answer(message)
+            case "secrets":
+                self._take_secrets(message["known"])
             case "counted":
                 self._timeline.count_to(message["n"])
             case "began" if self._evidence.began_after_ms is None:
@@ -285,6 +297,10 @@ class _Process:
                 self._evidence.refused_before = self._account.refusal
                 self._timeline.count_to(message.get("events", 0))
                 self._reported.set()
+
+    def _take_secrets(self, known: Known) -> None:
+        """What the child has found in its environment: what it prints is redacted here."""
+        self._redactor.add([(str(name), [form for form in forms if len(form) >= SHORTEST]) for name, forms in known])
 
     def _take_event(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(ValueError):

@@ -11,9 +11,13 @@ import linecache
 from collections.abc import Iterator
 from types import CodeType, TracebackType
 
+from flowledger.runner.encode import clean
+from flowledger.runner.redact import Redactor
+
 _MOST_ERRORS = 20
 _MOST_FRAMES = 60
 _LONGEST_STACK = 65_536
+_LONGEST_MESSAGE = 4_000
 
 _Frame = tuple[CodeType, int]
 
@@ -30,14 +34,14 @@ def message_of(error: BaseException) -> str:
         return f"<{type(error).__name__} without a message>"
 
 
-def describe(error: BaseException, roots: tuple[str, ...]) -> str:
-    """The whole story, causes first. `roots` are the directories whose files are the project's own."""
+def describe(error: BaseException, roots: tuple[str, ...], redactor: Redactor) -> str:
+    """The whole story, causes first, without secrets. `roots` are the directories whose files are the project's own."""
     parts: list[str] = []
     for link, bridge in _chain(error, roots):
-        parts.append(_one(link, roots))
+        parts.append(_one(link, roots, redactor))
         if bridge:
             parts.append(bridge)
-    return "\n\n".join(parts)[:_LONGEST_STACK]
+    return redactor.cut(clean("\n\n".join(parts)), _LONGEST_STACK)
 
 
 def fingerprint(error: BaseException, roots: tuple[str, ...]) -> str:
@@ -86,12 +90,13 @@ def _chain(error: BaseException, roots: tuple[str, ...]) -> list[tuple[BaseExcep
     return links[::-1]
 
 
-def _one(error: BaseException, roots: tuple[str, ...]) -> str:
+def _one(error: BaseException, roots: tuple[str, ...], redactor: Redactor) -> str:
     lines = ["Traceback (most recent call last):", *_frames(error.__traceback__, roots)]
-    lines.append(f"{qualified_name(type(error))}: {message_of(error)[:4000]}")
+    lines.append(f"{qualified_name(type(error))}: {redactor.cut(clean(message_of(error)), _LONGEST_MESSAGE)}")
     for number, member in enumerate(getattr(error, "exceptions", ())[:_MOST_ERRORS], 1):
         if isinstance(member, BaseException):
-            told = describe(member, roots) if number == 1 else f"{qualified_name(type(member))}: {message_of(member)}"
+            short = f"{qualified_name(type(member))}: {redactor.text(clean(message_of(member)))}"
+            told = describe(member, roots, redactor) if number == 1 else short
             lines.append(f"  {number}. " + told.replace("\n", "\n     "))
     return "\n".join(lines)
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flowledger.runner import child, describe, namespace, supervisor, wire
+from flowledger.runner import child, describe, namespace, redact, supervisor, wire
 from flowledger.runner.bounds import Bounds
 
 _REAP_EVERY_MILLISECONDS = 5000
@@ -128,7 +128,7 @@ class _Base:
                 _freeze()
                 facts["threads"] = _threads()
         except BaseException as error:
-            facts["error"] = f"{type(error).__name__}: {error}"
+            facts["error"] = redact.own().text(f"{type(error).__name__}: {error}")
         return facts
 
     def _answer(self, request: dict[str, Any], descriptors: list[int]) -> None:
@@ -230,6 +230,7 @@ class _Template:
         self._others: list[str] = request["watch"]
         self._isolation = isolation
         self._marker = namespace.Marker()
+        self._redactor = redact.Redactor()
         self._runs: dict[int, int] = {}
 
     def serve(self) -> NoReturn:
@@ -254,6 +255,9 @@ class _Template:
         answer = wire.receive(self._control)
         for name in answer[0]["drop"] if answer else ():
             os.environ.pop(name, None)
+        # Before the project's code: it may take what it needs out of the environment. Every run inherits what is known.
+        self._redactor.learn_all(os.environ)
+        redact.watch(self._redactor.learn)
 
     def _import_modules(self) -> dict[str, str]:
         raised = {}
@@ -262,7 +266,7 @@ class _Template:
             try:
                 importlib.import_module(module)
             except BaseException as error:
-                raised[module] = f"{type(error).__name__}: {error}"[:1000]
+                raised[module] = self._redactor.cut(f"{type(error).__name__}: {error}", 1000)
             if _threads() > 1:
                 names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
                 wire.send(self._control, {"unsafe": module, "threads": names})
@@ -328,7 +332,7 @@ class _Template:
             self._isolation,
             request["lease_seconds"],
             Bounds(**request["bounds"]),
-            lambda: child.main(channels),
+            lambda: child.main(channels, self._redactor),
         )
 
     def _reap(self, pidfd: int) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from flowledger.domain.project import Project
 from flowledger.errors import ProjectUnusable
-from flowledger.runner import description, interpreter, namespace, wire
+from flowledger.runner import description, interpreter, namespace, redact, wire
 from flowledger.runner.bounds import Bounds
 from flowledger.runner.description import Report
 
@@ -353,6 +353,8 @@ class Template:
         }
 
     def _forbidden(self, environment: dict[str, str]) -> list[str]:
+        # What the worker itself tells of the project shall not hold them either.
+        redact.own().learn_all(environment)
         return interpreter.forbidden(environment, self._sources.secrets, self._sources.storage)
 
     def _become_ready(self, control: _Channel, facts: dict[str, Any]) -> None:
@@ -470,6 +472,7 @@ class _Base:
 
     def unusable(self, reason: str) -> ProjectUnusable:
         said = b"".join(self._output).decode(errors="replace").strip()
+        reason, said = map(redact.own().text, (reason, said))
         return _unusable(self._sources, reason + (f"\n{said[-2000:]}" if said else ""))
 
     def _introduce(self, facts: dict[str, Any]) -> None:

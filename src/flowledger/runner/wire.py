@@ -13,6 +13,7 @@ from typing import Any
 
 VERSION = 1
 _HEADER = struct.Struct(">BI")
+HEADER_SIZE = _HEADER.size
 _LONGEST = 256 * 1024 * 1024
 _DESCRIPTORS_AT_ONCE = 8
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import structlog
+
+from flowledger.runner.redact import own
 
 _Fact = structlog.typing.EventDict
 
@@ -18,7 +21,10 @@ def configure_logs(
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24)
+        # A traceback with local variables would show more than anybody wants to keep.
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), pad_event_to=24, exception_formatter=structlog.dev.plain_traceback
+        )
     )
     structlog.configure(
         processors=[
@@ -27,6 +33,7 @@ def configure_logs(
             _from(level),
             *_stamp(log_format),
             renderer,
+            _redact,
         ],
         # With nobody to hear it, a fact below the level costs no more than the call.
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if listeners else level),
@@ -46,6 +53,11 @@ def _from(level: int) -> structlog.typing.Processor:
         return fact
 
     return from_level
+
+
+def _redact(_logger: object, _method: str, line: Any) -> Any:
+    """What flows, libraries and the database said is in these lines too."""
+    return own().text(line)
 
 
 class _FromLibraries(logging.Handler):

@@ -23,6 +23,7 @@ from flowledger.ledger import executions, usage, workers
 from flowledger.ledger.flows import Remembered
 from flowledger.runner import process
 from flowledger.runner.limits import ErrorType, Limits
+from flowledger.runner.redact import own
 from flowledger.settings import Settings
 from flowledger.worker.accounts import Accounts
 from flowledger.worker.ending import ended
@@ -252,7 +253,7 @@ class Worker:
             return Outcome(
                 Status.FAILED,
                 error_type="WorkerFault",
-                error_message=f"The worker could not carry this out. {type(fault).__name__}: {fault}",
+                error_message=own().text(f"The worker could not carry this out. {type(fault).__name__}: {fault}"),
             )
 
     async def _run(self, claim: Claim, limits: Limits) -> Outcome:
@@ -268,7 +269,7 @@ class Worker:
         try:
             _check(known, claim)
         except InvalidInput as wrong:
-            return Outcome(Status.FAILED, error_type="InvalidInput", error_message=str(wrong))
+            return Outcome(Status.FAILED, error_type="InvalidInput", error_message=own().text(str(wrong)))
         outcome = await self._run_in_child(claim, serving, known, limits)
         if outcome.error_type == ErrorType.PROCESS_NOT_STARTED:
             # The flow's code did not run, so a second attempt starts it once at most.
@@ -300,6 +301,7 @@ class Worker:
             processes=known.controls.processes,
             open_files=known.controls.open_files,
             preview_characters=self._previews(known),
+            redact=known.controls.redact,
         )
 
     def _previews(self, known: Remembered) -> int:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from crewai import LLM
-from crewai.flow import Flow, listen, or_, router, start
+from crewai.flow import Flow, listen, or_, persist, router, start
 
 
 def _now() -> int:
@@ -44,6 +44,63 @@ class ThreeSteps(Flow):
         begun = _now()
         super().kickoff(*arguments, **options)
         return _now() - begun
+
+
+def _twenty_steps() -> dict[str, Any]:
+    """A chain of methods, each of which asks an LLM and keeps its answer."""
+
+    def step(number: int) -> Any:
+        def ask(self: Any) -> None:
+            if number == 0:
+                self.llm = LLM(model="gpt-4o-mini")
+                self.state["first_line_ns"] = _now()
+            self.state["answer"] = self.llm.call(f"What is the use of ledger {number}?")
+
+        ask.__name__ = f"step_{number}"
+        return ask
+
+    methods: dict[str, Any] = {"step_0": start()(step(0))}
+    for number in range(1, 20):
+        methods[f"step_{number}"] = listen(f"step_{number - 1}")(step(number))
+    return methods
+
+
+class _Timed(Flow):
+    """The result is how long kickoff() took and how much of a processor, in nanoseconds."""
+
+    def kickoff(self, *arguments: Any, **options: Any) -> Any:
+        begun, used = _now(), time.process_time_ns()
+        super().kickoff(*arguments, **options)
+        return {"ns": _now() - begun, "cpu_ns": time.process_time_ns() - used}
+
+
+TwentySteps = type("TwentySteps", (_Timed,), {"__module__": __name__, **_twenty_steps()})
+
+
+@persist()
+class TwentyStepsPersisted(_Timed):
+    """With CrewAI's own way to keep what happened: the state after each method, in SQLite."""
+
+    locals().update(_twenty_steps())
+
+
+class TwentyStepsTraced(_Timed):
+    """With OpenInference's instrumentation, and spans that go nowhere but into memory."""
+
+    locals().update(_twenty_steps())
+
+    def kickoff(self, *arguments: Any, **options: Any) -> Any:
+        from openinference.instrumentation.crewai import CrewAIInstrumentor
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+        exporter, provider = InMemorySpanExporter(), TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        CrewAIInstrumentor().instrument(tracer_provider=provider, skip_dep_check=True)
+        took = super().kickoff(*arguments, **options)
+        self.state["spans"] = len(exporter.get_finished_spans())
+        return took
 
 
 class Endless(Flow):

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import NoReturn
 
@@ -24,13 +24,15 @@ from flowledger import registry
 from flowledger.cli.actions.observing import Observers
 from flowledger.cli.exits import OUTCOMES, Exit
 from flowledger.cli.opening import Ledger, ledger, surroundings
-from flowledger.cli.output import err, out, short_id, write_json, write_result
+from flowledger.cli.output import err, exact_money, out, plain, short_id, tokens, write_json, write_result
 from flowledger.cli.progress import follow, summary
 from flowledger.database.session import Database
+from flowledger.domain.duration import format_duration
 from flowledger.domain.execution import Execution, NewExecution
 from flowledger.errors import FlowNotFound
-from flowledger.ledger import executions, flows, workers
+from flowledger.ledger import executions, flows, spending, workers
 from flowledger.ledger.flows import KnownFlow
+from flowledger.ledger.spending import Estimate
 from flowledger.settings import Settings
 from flowledger.telemetry.logs import configure_logs
 from flowledger.worker.ending import ended
@@ -77,14 +79,14 @@ async def _start(
         known = await _served(open_ledger, chosen, asked.flow)
         if detach:
             known = known or _named(await _known_flows(open_ledger), asked.flow)
-            return await _record(open_ledger, asked.new(known))
+            return await _record(open_ledger, known, asked)
         if known is not None:
-            execution = await _record(open_ledger, asked.new(known))
+            execution = await _record(open_ledger, known, asked)
             return await _follow(open_ledger, execution, quiet=quiet, others_run_it=True)
         worker = await stack.enter_async_context(_own_worker(open_ledger, chosen))
         # The ledger may know flows of other projects too, which this worker would never claim.
         known = _named([flow for flow in await _known_flows(open_ledger) if flow.id in worker.serves], asked.flow)
-        execution = await _record(open_ledger, asked.new(known))
+        execution = await _record(open_ledger, known, asked)
         worker.admit(execution.id)
         return await _follow(open_ledger, execution, quiet=quiet, others_run_it=False)
 
@@ -152,11 +154,33 @@ async def _ready_or_failed(worker: Worker, working: asyncio.Task[None]) -> None:
         await working
 
 
-async def _record(open_ledger: Ledger, new: NewExecution) -> Execution:
+async def _record(open_ledger: Ledger, known: KnownFlow, asked: Asked) -> Execution:
+    estimate = await _estimate(open_ledger, known)
+    new = asked.new(known)
+    if estimate.runs:
+        new = replace(new, metadata={**new.metadata, "estimate": plain(estimate)})
     async with open_ledger.database.session(open_ledger.me) as session:
         execution = await executions.record(session, new)
+    _tell_estimate(estimate)
     await _tell_if_paused(open_ledger, execution)
     return execution
+
+
+async def _estimate(open_ledger: Ledger, known: KnownFlow) -> Estimate:
+    async with open_ledger.database.session(open_ledger.operator) as session:
+        return await spending.estimate(session, open_ledger.operator, known.id)
+
+
+def _tell_estimate(estimate: Estimate) -> None:
+    """What the latest runs took, in the middle; nothing where there were none."""
+    parts = [
+        "" if estimate.cost_usd is None else exact_money(estimate.cost_usd),
+        "" if estimate.tokens is None else f"{tokens(estimate.tokens)} tokens",
+        format_duration(estimate.duration_ms),
+    ]
+    if told := ", ".join(part for part in parts if part):
+        runs = "the last run" if estimate.runs == 1 else f"the median of the last {estimate.runs} runs"
+        err.print(Text(f"usually {told} ({runs})", "dim"))
 
 
 async def _tell_if_paused(open_ledger: Ledger, execution: Execution) -> None:

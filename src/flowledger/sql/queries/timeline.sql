@@ -1,14 +1,16 @@
--- What happened inside executions, and what they printed.
+-- What happened inside executions, and what they printed. Arrays are sent in binary (%(..)b): as text, each quotation mark
+-- of their JSON would be escaped by the driver, at most of the cost of the whole.
 
 -- name: append
 -- Adds events of executions that are still held; repeating it adds nothing.
 select flowledger.append_events(
-  %(executions)s, %(fences)s, %(sequences)s::bigint[]::integer[], %(parents)s::bigint[]::integer[],
-  %(begans)s::bigint[]::integer[], %(ats)s, %(kinds)s, %(names)s, %(fields)s::text[]::jsonb[])
+  %(executions)b, %(fences)b::bigint[], %(sequences)b::integer[], %(parents)b::integer[], %(begans)b::integer[], %(ats)b,
+  %(kinds)b, %(names)b, %(fields)b::text[]::jsonb[])
 
 -- name: append_logs
 -- Adds log text of executions that are still held; repeating it adds nothing.
-select flowledger.append_logs(%(executions)s, %(fences)s, %(sequences)s::bigint[]::integer[], %(ats)s, %(streams)s, %(texts)s)
+select flowledger.append_logs(
+  %(executions)b, %(fences)b::bigint[], %(sequences)b::integer[], %(ats)b, %(streams)b, %(texts)b)
 
 -- name: read
 -- Events of one execution after the given sequence number, the first `most` of them.

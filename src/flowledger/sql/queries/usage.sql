@@ -2,7 +2,7 @@
 
 -- name: append
 -- Adds calls of executions that are still held; repeating it adds nothing.
-select flowledger.append_usage(%(executions)s, %(fences)s, %(calls)s::text[]::jsonb[])
+select flowledger.append_usage(%(executions)b, %(fences)b::bigint[], %(calls)b::text[]::jsonb[])
 
 -- name: read
 -- The calls of one execution, in the order in which they began.

@@ -1,0 +1,1 @@
+"""Flows that are good, slow, or do what no flow should."""
