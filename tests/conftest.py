@@ -6,12 +6,15 @@ import os
 import signal
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from hypothesis import settings
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.database.migrate import migrate
-from flowledger.database.supervisor import Place
+from flowledger.database.supervisor import ROLES, Place
 from tests.empty_ledger import Emptying
 
 # How long an example takes says nothing on a busy machine.
@@ -24,6 +27,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
     """A private Postgres with the schema in it, the same for the whole session."""
     with EmbeddedPostgres.start(tmp_path_factory.mktemp("embedded")) as postgres:
         _need_not_sync(postgres)
+        _prove_passwords_quickly(postgres)
         migrate(postgres.url("flowledger"))
         yield postgres
 
@@ -34,6 +38,15 @@ def _need_not_sync(postgres: EmbeddedPostgres) -> None:
     with (cluster / "postgresql.conf").open("a") as file:
         file.write("fsync = off\n")
     os.kill(int((cluster / "postmaster.pid").read_text().split("\n", 1)[0]), signal.SIGHUP)
+
+
+def _prove_passwords_quickly(postgres: EmbeddedPostgres) -> None:
+    """The same passwords: thousands of connections need not repeat thousands of hashes each."""
+    for role in ROLES:
+        with psycopg.connect(postgres.url(role)) as itself:
+            itself.execute("set scram_iterations = 1")
+            password = conninfo_to_dict(postgres.url(role))["password"]
+            itself.execute(sql.SQL("alter role {} password {}").format(sql.Identifier(role), sql.Literal(password)))
 
 
 @pytest.fixture(scope="session")
