@@ -147,7 +147,7 @@ def enlist(storm: Storm, worker: Connection, _: random.Random) -> None:
 BY_ALICE = (bear, bear, bear, cancel)
 BY_WORKERS = (
     *(carry, carry, carry, finish_again, renew, expire, pause_and_resume, prune, remember, fold, enlist),
-    *(spend, spend, limit),
+    *(spend, spend, limit, prune),
 )
 BY_THE_OWNER = (reap, reap)
 

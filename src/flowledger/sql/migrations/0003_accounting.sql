@@ -892,9 +892,10 @@ declare
 begin
   -- Whoever ends one of them waits meanwhile, and then finds all its calls. One order for all.
   perform from public.crewai_flow_executions as ledger
-  where ledger.id = any (executions)
+  join flowledger.leases as leases on leases.execution_id = ledger.id
+  where ledger.id = any (executions) and leases.fence = any (fences)
   order by ledger.id
-  for share;
+  for share of ledger;
 
   with given as (
     select held.execution_id, call.*, reservations.usd as reserved_usd, reservations.tokens as reserved_tokens
@@ -1213,6 +1214,55 @@ as $$
     coalesce((select sum(usage.cost_usd) from flowledger.usage as usage where usage.execution_id = ended.id),
              ended.cost_usd))
   on conflict do nothing
+$$;
+
+-- =====================================================================================================================
+-- 70_retention.sql
+
+-- Deletes those of these executions that the opened prune is about, with all that belongs to them, takes them off the
+-- flows' counters and adds them to the note. Answers how many went.
+create or replace function flowledger.prune(opened bigint, executions uuid[]) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  due uuid[];
+  counted uuid[];
+  removed bigint[];
+  gone bigint;
+begin
+  -- In the order in which all lock several of them; and none that has ended only since, which would be out of it.
+  due := array(
+    select ledger.id
+    from public.crewai_flow_executions as ledger
+    join flowledger.prunes as note on note.id = opened
+    where ledger.id = any (executions)
+      and ledger.status = any (note.statuses)
+      and coalesce(ledger.completed_at, ledger.started_at) < note.ended_before
+    order by ledger.id
+    for update of ledger);
+
+  with deleted as (
+    delete from public.crewai_flow_executions as ledger
+    where ledger.id = any (due)
+    returning ledger.flow_id
+  ), by_flow as (
+    select deleted.flow_id, count(*) as number from deleted group by deleted.flow_id
+  )
+  select array_agg(by_flow.flow_id), array_agg(by_flow.number), coalesce(sum(by_flow.number), 0)
+  into counted, removed, gone
+  from by_flow;
+
+  perform flowledger.lock_flows(counted);
+  update public.crewai_flows as flows
+  set execution_count = flows.execution_count - by_flow.number
+  from unnest(counted, removed) as by_flow (flow_id, number)
+  where flows.id = by_flow.flow_id;
+
+  update flowledger.prunes as note set executions = note.executions + gone where note.id = opened;
+  return gone;
+end
 $$;
 
 -- =====================================================================================================================

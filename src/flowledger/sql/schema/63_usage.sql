@@ -126,9 +126,10 @@ declare
 begin
   -- Whoever ends one of them waits meanwhile, and then finds all its calls. One order for all.
   perform from public.crewai_flow_executions as ledger
-  where ledger.id = any (executions)
+  join flowledger.leases as leases on leases.execution_id = ledger.id
+  where ledger.id = any (executions) and leases.fence = any (fences)
   order by ledger.id
-  for share;
+  for share of ledger;
 
   with given as (
     select held.execution_id, call.*, reservations.usd as reserved_usd, reservations.tokens as reserved_tokens

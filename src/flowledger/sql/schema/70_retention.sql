@@ -32,17 +32,25 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
+  due uuid[];
   counted uuid[];
   removed bigint[];
   gone bigint;
 begin
-  with deleted as (
-    delete from public.crewai_flow_executions as ledger
-    using flowledger.prunes as note
-    where note.id = opened
-      and ledger.id = any (executions)
+  -- In the order in which all lock several of them; and none that has ended only since, which would be out of it.
+  due := array(
+    select ledger.id
+    from public.crewai_flow_executions as ledger
+    join flowledger.prunes as note on note.id = opened
+    where ledger.id = any (executions)
       and ledger.status = any (note.statuses)
       and coalesce(ledger.completed_at, ledger.started_at) < note.ended_before
+    order by ledger.id
+    for update of ledger);
+
+  with deleted as (
+    delete from public.crewai_flow_executions as ledger
+    where ledger.id = any (due)
     returning ledger.flow_id
   ), by_flow as (
     select deleted.flow_id, count(*) as number from deleted group by deleted.flow_id
