@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import importlib.util
 import json
 import os
 import platform
@@ -189,8 +188,10 @@ def _crewai_version() -> str:
 
 def _site_packages() -> str | None:
     """Where CrewAI is installed; None when nobody can tell."""
-    spec = importlib.util.find_spec("crewai")
-    return None if spec is None or spec.origin is None else str(Path(spec.origin).parent.parent)
+    from importlib.metadata import distribution
+
+    place = Path(str(distribution("crewai").locate_file("")))
+    return str(place) if place.is_dir() else None
 
 
 def _import_crewai() -> None:
