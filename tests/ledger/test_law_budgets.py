@@ -42,10 +42,6 @@ def other(worker):
     return worker.execute("select id from flowledger.remember_flow('OTHER', 'Other', '', '{}', '')").fetchone()["id"]
 
 
-def release(worker: psycopg.Connection, held: Row, number: int) -> None:
-    worker.execute("select flowledger.release(%s, %s)", [held["execution_id"], number])
-
-
 def reserved(owner: psycopg.Connection) -> list[tuple[int, Decimal | None, int]]:
     rows = owner.execute("select number, usd, tokens from flowledger.reservations order by number").fetchall()
     return [(one["number"], one["usd"], one["tokens"]) for one in rows]
@@ -143,11 +139,11 @@ def test_where_one_window_warns_and_another_stops_nothing_is_set_aside(owner, wo
     assert reserved(owner) == []
 
 
-def test_a_released_call_and_a_cheaper_one_make_room(worker, held):
+def test_a_failed_call_and_a_cheaper_one_make_room(worker, held):
     budget(worker, usd=1)
     assert reserve(worker, held, 1, "0.8") == []
     assert reserve(worker, held, 2, "0.8") != []
-    release(worker, held, 1)
+    append_usage(worker, held, used(1, status="failed", price=None, **UNREPORTED))
     assert reserve(worker, held, 2, "0.8") == []
     append_usage(worker, held, used(2, cost_usd="0.1"))
     assert reserve(worker, held, 3, "0.9") == []

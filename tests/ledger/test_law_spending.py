@@ -406,7 +406,6 @@ def test_a_user_sees_the_usage_repricings_and_failures_of_their_own_executions_o
         "select flowledger.usage_total(gen_random_uuid())",
         "select flowledger.append_usage('{}', '{}', '{}')",
         "select flowledger.reserve(gen_random_uuid(), 1, 1, 1, 1)",
-        "select flowledger.release(gen_random_uuid(), 1)",
         "select flowledger.fold_spending()",
         "select flowledger.note_lost_calls(gen_random_uuid())",
         "select flowledger.set_budget('everything', null, null, 'day', 1, null, 'stop')",

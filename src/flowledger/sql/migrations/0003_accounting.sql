@@ -705,15 +705,6 @@ begin
 end
 $$;
 
--- The call was refused by somebody else, or never made.
-create or replace function flowledger.release(execution uuid, number integer) returns void
-language sql security definer
-set search_path = pg_catalog, pg_temp
-as $$
-  delete from flowledger.reservations as reservations
-  where reservations.execution_id = execution and reservations.number = release.number
-$$;
-
 -- An amount given in metadata, as a JSON number or as text; NULL for anything that makes no sense.
 create or replace function flowledger.amount_of(given jsonb) returns numeric
 language sql immutable
@@ -1350,7 +1341,6 @@ revoke all on function
   flowledger.remove_price(text, text, timestamptz),
   flowledger.reprice(uuid[], integer[], jsonb[], numeric[]),
   flowledger.reserve(uuid, bigint, integer, numeric, bigint),
-  flowledger.release(uuid, integer),
   flowledger.windows(uuid, uuid),
   flowledger.set_budget(text, uuid, uuid, text, numeric, bigint, text),
   flowledger.remove_budget(bigint),
@@ -1377,7 +1367,6 @@ grant execute on function
   flowledger.remove_price(text, text, timestamptz),
   flowledger.reprice(uuid[], integer[], jsonb[], numeric[]),
   flowledger.reserve(uuid, bigint, integer, numeric, bigint),
-  flowledger.release(uuid, integer),
   flowledger.windows(uuid, uuid),
   flowledger.set_budget(text, uuid, uuid, text, numeric, bigint, text),
   flowledger.remove_budget(bigint),

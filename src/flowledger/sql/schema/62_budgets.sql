@@ -169,15 +169,6 @@ begin
 end
 $$;
 
--- The call was refused by somebody else, or never made.
-create or replace function flowledger.release(execution uuid, number integer) returns void
-language sql security definer
-set search_path = pg_catalog, pg_temp
-as $$
-  delete from flowledger.reservations as reservations
-  where reservations.execution_id = execution and reservations.number = release.number
-$$;
-
 -- An amount given in metadata, as a JSON number or as text; NULL for anything that makes no sense.
 create or replace function flowledger.amount_of(given jsonb) returns numeric
 language sql immutable

@@ -188,7 +188,6 @@ grant execute on function
   flowledger.remove_price(text, text, timestamptz),
   flowledger.reprice(uuid[], integer[], jsonb[], numeric[]),
   flowledger.reserve(uuid, bigint, integer, numeric, bigint),
-  flowledger.release(uuid, integer),
   flowledger.windows(uuid, uuid),
   flowledger.set_budget(text, uuid, uuid, text, numeric, bigint, text),
   flowledger.remove_budget(bigint),
