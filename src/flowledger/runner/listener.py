@@ -184,6 +184,8 @@ class Listener:
         self._sequences: dict[str, int | None] = {}
         """CrewAI's id of a beginning -> our sequence; of one that is passed over, that of what encloses it."""
         self._open: dict[str, _Begun] = {}
+        self._state_kept: Any = None
+        self._kept: Any = None
         self._warned = False
         # Threads tell events side by side; numbers must arrive in order.
         self._lock = threading.RLock()
@@ -502,7 +504,13 @@ class Listener:
         """The flow's state before and after a method. CrewAI has made a copy already, which no method changes."""
         if source is not self._root or kind not in ("method_started", "method_finished"):
             return None
-        return self._keep(vars(event).get("state"))
+        state = vars(event).get("state")
+        # As a method begins, the state is mostly what the one before it left.
+        with contextlib.suppress(Exception):
+            if self._kept is not None and state == self._state_kept:
+                return self._kept
+        self._state_kept, self._kept = state, self._keep(state)
+        return self._kept
 
 
 def _changes(before: Any, after: Any) -> dict[str, Any]:

@@ -16,6 +16,8 @@ _HEADER = struct.Struct(">BI")
 HEADER_SIZE = _HEADER.size
 _LONGEST = 256 * 1024 * 1024
 _DESCRIPTORS_AT_ONCE = 8
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+"""Made once: `json.dumps` makes one for each call that asks for separators."""
 
 
 class BrokenFrame(ValueError):
@@ -24,7 +26,7 @@ class BrokenFrame(ValueError):
 
 def pack(message: dict[str, Any]) -> bytes:
     """One frame. Lone surrogates and NaN must have been dealt with by `encode` before."""
-    return pack_json(json.dumps(message, separators=(",", ":")).encode())
+    return pack_json(_to_json(message).encode())
 
 
 def pack_json(body: bytes) -> bytes:
