@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from flowledger.domain.budget import Budget, OnReach, Refusal, WorstCase
+from flowledger.domain.budget import Budget, Refusal, WorstCase
 from flowledger.domain.execution import Outcome
+from flowledger.domain.reach import OnReach
 from flowledger.domain.status import Status
 from flowledger.domain.timeline import Event, EventKind
 from flowledger.domain.usage import CallStatus, LlmCall, PricedCall, Usage

@@ -14,9 +14,10 @@ from psycopg.types.json import Jsonb
 
 from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.database.session import Claims, Database
-from flowledger.domain.budget import Budget, OnReach
+from flowledger.domain.budget import Budget
 from flowledger.domain.dimension import Dimension
 from flowledger.domain.execution import NewExecution
+from flowledger.domain.reach import OnReach
 from flowledger.domain.usage import Usage
 from flowledger.domain.window import Period, Scope
 from flowledger.errors import BudgetUsedUp, FlowNotFound, InvalidInput, PermissionRefused

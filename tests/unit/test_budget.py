@@ -12,7 +12,6 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from flowledger.domain.budget import (
     Budget,
-    OnReach,
     PromptSize,
     Reason,
     Refusal,
@@ -22,6 +21,7 @@ from flowledger.domain.budget import (
     most_input_tokens,
     most_output_tokens,
 )
+from flowledger.domain.reach import OnReach
 from flowledger.domain.usage import Price, Usage, cost, worst_cost
 from flowledger.errors import InvalidInput
 

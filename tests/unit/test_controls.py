@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from flowledger import registry
-from flowledger.domain.budget import Budget, OnReach
+from flowledger.domain.budget import Budget
 from flowledger.domain.controls import FlowControls
 from flowledger.domain.project import Project
+from flowledger.domain.reach import OnReach
 from flowledger.errors import InvalidInput
 
 PLACE = "pyproject.toml [tool.flowledger.flows.board]"

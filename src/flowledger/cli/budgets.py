@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flowledger.cli.options import DatabaseOption, DataOption, JsonOption, offering
+from flowledger.domain.reach import OnReach
 from flowledger.domain.window import Period
 
 app = typer.Typer(
@@ -42,10 +43,7 @@ def set_(
     tokens: Annotated[
         int | None, typer.Option(min=0, max=10**15, help="The most, in tokens.", show_default=False)
     ] = None,
-    on_reach: Annotated[
-        str,
-        typer.Option(help="stop: nothing starts any more; warn: it is said.", autocompletion=offering("stop", "warn")),
-    ] = "stop",
+    on_reach: Annotated[OnReach, typer.Option(help="stop: nothing starts any more; warn: it is said.")] = OnReach.STOP,
     as_json: JsonOption = False,
     database_url: DatabaseOption = None,
     data: DataOption = None,

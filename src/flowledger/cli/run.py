@@ -16,8 +16,8 @@ from flowledger.cli.options import (
     ProjectOption,
     PythonOption,
 )
-from flowledger.domain.budget import OnReach
 from flowledger.domain.priority import HIGHEST_PRIORITY
+from flowledger.domain.reach import OnReach
 
 app = typer.Typer(add_completion=False)
 

@@ -13,15 +13,9 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
+from flowledger.domain.reach import OnReach
 from flowledger.domain.usage import Price, Usage, add_usd, dollars, exact_text, worst_cost
 from flowledger.errors import InvalidInput
-
-
-class OnReach(StrEnum):
-    """STOP refuses the call that would pass the limit. WARN lets it through and says so."""
-
-    STOP = "stop"
-    WARN = "warn"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from flowledger.domain.budget import Budget, OnReach
+from flowledger.domain.budget import Budget
 from flowledger.domain.duration import parse_duration
+from flowledger.domain.reach import OnReach
 from flowledger.errors import InvalidInput
 
 LARGEST_BUDGET_USD = 999_999

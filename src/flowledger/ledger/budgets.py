@@ -8,7 +8,8 @@ from decimal import Decimal
 from uuid import UUID
 
 from flowledger.database.session import Connection
-from flowledger.domain.budget import Budget, OnReach
+from flowledger.domain.budget import Budget
+from flowledger.domain.reach import OnReach
 from flowledger.domain.window import Period, Scope
 from flowledger.errors import InvalidInput
 from flowledger.sql import query

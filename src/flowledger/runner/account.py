@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 from flowledger.domain.budget import (
     Budget,
-    OnReach,
     PromptSize,
     Refusal,
     Reservation,
@@ -27,6 +26,7 @@ from flowledger.domain.budget import (
     most_output_tokens,
 )
 from flowledger.domain.execution import JsonObject
+from flowledger.domain.reach import OnReach
 from flowledger.domain.timeline import Event
 from flowledger.domain.usage import CallStatus, LlmCall, PricedCall, Total, Usage, exact_text
 from flowledger.prices import Prices

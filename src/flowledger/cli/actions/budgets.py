@@ -11,7 +11,8 @@ from flowledger.cli.flags import settings
 from flowledger.cli.opening import Ledger
 from flowledger.cli.output import out, short_id, write_json, write_table
 from flowledger.database.session import Connection
-from flowledger.domain.budget import Budget, OnReach
+from flowledger.domain.budget import Budget
+from flowledger.domain.reach import OnReach
 from flowledger.domain.usage import dollars, exact_text
 from flowledger.domain.window import Period, Scope
 from flowledger.errors import InvalidInput
@@ -45,13 +46,13 @@ def set_(
     per: Period,
     usd: str | None,
     tokens: int | None,
-    on_reach: str,
+    on_reach: OnReach,
     as_json: bool,
     **flags: Any,
 ) -> None:
     if sum((flow is not None, user is not None, everything)) != 1:
         raise InvalidInput("budget", "is of one thing", "Give one of --flow, --user and --everything.")
-    budget, of_user = Budget(_usd(usd), tokens, _on_reach(on_reach)), _user(user)
+    budget, of_user = Budget(_usd(usd), tokens, on_reach), _user(user)
 
     async def change(open_ledger: Ledger) -> Window:
         async with open_ledger.database.session(open_ledger.operator) as session:
@@ -96,13 +97,6 @@ def _usd(text: str | None) -> Decimal | None:
     if not amount.is_finite() or not 0 <= amount <= _MOST_USD:
         raise InvalidInput("--usd", f"{text!r} is no amount from 0 to {_MOST_USD:,}", "Give one like 25 or 0.50.")
     return amount
-
-
-def _on_reach(text: str) -> OnReach:
-    try:
-        return OnReach(text)
-    except ValueError as wrong:
-        raise InvalidInput("--on-reach", f"{text!r} is not known", "Use stop or warn.") from wrong
 
 
 def _user(text: str | None) -> UUID | None:

@@ -13,8 +13,9 @@ from flowledger import inputs
 from flowledger.cli.actions.starting import Asked, start_and_leave
 from flowledger.cli.flags import seconds, settings
 from flowledger.cli.opening import Ledger
-from flowledger.domain.budget import Budget, OnReach
+from flowledger.domain.budget import Budget
 from flowledger.domain.execution import NewExecution
+from flowledger.domain.reach import OnReach
 from flowledger.errors import InvalidInput
 from flowledger.ledger.flows import KnownFlow
 

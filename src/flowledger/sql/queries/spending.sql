@@ -1,29 +1,35 @@
 -- What was spent: sums over days. Operators read the rollup; users the rows that they may see, of which it is made.
 
 -- name: of_all
--- Amounts along one dimension, by its keys, by day, or by both.
-select case when %(by_day)s then amounts.day end as day,
-       case when %(by_key)s then coalesce(flows.flow_key, amounts.key) end as key,
-       sum(amounts.executions)::bigint as executions,
-       sum(amounts.failed)::bigint as failed,
-       sum(amounts.calls)::bigint as calls,
-       sum(amounts.failed_calls)::bigint as failed_calls,
-       sum(amounts.unknown_calls)::bigint as unknown_calls,
-       sum(amounts.unpriced_calls)::bigint as unpriced_calls,
-       sum(amounts.input_tokens)::bigint as input_tokens,
-       sum(amounts.cached_input_tokens)::bigint as cached_input_tokens,
-       sum(amounts.cache_write_tokens)::bigint as cache_write_tokens,
-       sum(amounts.output_tokens)::bigint as output_tokens,
-       sum(amounts.reasoning_tokens)::bigint as reasoning_tokens,
-       sum(amounts.cost_usd) as cost_usd,
-       sum(amounts.cost_usd + amounts.repriced_usd) as repriced_usd
-from flowledger.spending_now as amounts
-left join public.crewai_flows as flows on amounts.dimension = 'flow' and flows.id::text = amounts.key
-where amounts.dimension = %(dimension)s
-  and (%(first)s::date is null or amounts.day >= %(first)s)
-  and (%(last)s::date is null or amounts.day <= %(last)s)
-  and (%(flow)s::uuid is null or amounts.key = %(flow)s::uuid::text)
-group by 1, 2
+-- Amounts along one dimension, by its keys, by day, or by both. Flows are named last, when little is left to be named.
+with sums as (
+  select case when %(by_day)s then amounts.day end as day,
+         case when %(by_key)s then amounts.key end as key,
+         sum(amounts.executions)::bigint as executions,
+         sum(amounts.failed)::bigint as failed,
+         sum(amounts.calls)::bigint as calls,
+         sum(amounts.failed_calls)::bigint as failed_calls,
+         sum(amounts.unknown_calls)::bigint as unknown_calls,
+         sum(amounts.unpriced_calls)::bigint as unpriced_calls,
+         sum(amounts.input_tokens)::bigint as input_tokens,
+         sum(amounts.cached_input_tokens)::bigint as cached_input_tokens,
+         sum(amounts.cache_write_tokens)::bigint as cache_write_tokens,
+         sum(amounts.output_tokens)::bigint as output_tokens,
+         sum(amounts.reasoning_tokens)::bigint as reasoning_tokens,
+         sum(amounts.cost_usd) as cost_usd,
+         sum(amounts.cost_usd + amounts.repriced_usd) as repriced_usd
+  from flowledger.spending_now as amounts
+  where amounts.dimension = %(dimension)s
+    and (%(first)s::date is null or amounts.day >= %(first)s)
+    and (%(last)s::date is null or amounts.day <= %(last)s)
+    and (%(flow)s::uuid is null or amounts.key = %(flow)s::uuid::text)
+  group by 1, 2
+)
+select sums.day, coalesce(flows.flow_key, sums.key) as key, sums.executions, sums.failed, sums.calls, sums.failed_calls,
+       sums.unknown_calls, sums.unpriced_calls, sums.input_tokens, sums.cached_input_tokens, sums.cache_write_tokens,
+       sums.output_tokens, sums.reasoning_tokens, sums.cost_usd, sums.repriced_usd
+from sums
+left join public.crewai_flows as flows on %(dimension)s = 'flow' and flows.id::text = sums.key
 
 -- name: of_rows
 -- The same from the rows themselves: of one user, or of one flow along another dimension. `executed_by` is named beside
