@@ -25,24 +25,28 @@ def test_a_rolling_restart_under_load_loses_and_fails_nothing(postgres: Embedded
     with ExitStack() as stack:
 
         def another(name: str) -> WorkerProcess:
-            return stack.enter_context(product.worker(log=tmp_path / name, **SETTINGS))
+            return stack.enter_context(product.worker(log=tmp_path / name, ready=False, **SETTINGS))
 
         serving, generations = another("0"), []
+        serving.wait_until_ready()
         with _births(product) as born:
-            for generation in ("1", "2"):
-                replacement = another(generation)
+            replacement = another("1")
+            for following in ("2", None):
+                replacement.wait_until_ready()
                 slow = product.kickoff("slow", seconds=4)
                 born.append(slow)
                 product.running(slow)
                 holder = str(product.holder(slow)["id"])
                 before = len(born)
+                # It loads while the one before it drains.
+                after = another(following) if following else replacement
                 serving.signal(signal.SIGTERM)
                 wait_for(lambda: len(born) >= before + 5, what="executions are started while one drains")  # noqa: B023
                 assert serving.wait(60) == 0
                 generations.append(serving.id)
                 assert product.row(slow)["status"] in ("completed", "running"), "it was given its time"
-                assert product.row(slow)["status"] == "completed" or holder == replacement.id
-                serving = replacement
+                assert product.row(slow)["status"] == "completed" or holder != serving.id
+                serving, replacement = replacement, after
         rows = [product.ended(execution, seconds=120) for execution in born]
         generations.append(serving.id)
     assert Counter((row["status"], row["error_type"]) for row in rows) == {("completed", None): len(born)}
