@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -102,6 +103,18 @@ def test_refusal_says_what_was_asked_spent_reserved_and_allowed() -> None:
         "a call of gpt-4o may take $0.15 (at most 1,200 tokens in, 4,096 out), with $0.05 spent and $0.10 set aside"
         " of the execution's budget of $0.25; a max_tokens on the LLM makes it less"
     )
+
+
+def test_refusal_by_a_budget_that_others_spend_from_tells_no_amount_of_it() -> None:
+    worst = WorstCase("gpt-4o", 1200, 4096, Decimal("0.15"))
+    facts = (worst, Decimal(3), Decimal(2), Decimal(4))
+    budget = "the month's budget of this flow"
+    full = Refusal(Reason.REACHED, "usd", *facts, is_final=True, budget=budget, is_shared=True)
+    unpriced = replace(full, reason=Reason.UNPRICED)
+    assert str(full).startswith("a call of gpt-4o may take $0.15")
+    for told in (str(full), str(unpriced)):
+        assert "the month's budget of this flow" in told
+        assert not any(amount in told for amount in ("$3", "$2", "$4"))
 
 
 def test_call_whose_tokens_nobody_reported_keeps_its_reservation_as_an_estimate() -> None:

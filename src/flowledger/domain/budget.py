@@ -104,7 +104,8 @@ class Refusal:
     """Why a call was not let through, or why a warning was given. `unit` is "usd" or "tokens".
 
     `is_final` False: it only has to wait, for it fits as soon as calls that are running now turn out cheaper.
-    `is_warning`: its budget does not stop, and the call is let through. `budget` says whose budget it is.
+    `is_warning`: its budget does not stop, and the call is let through. `budget` says whose budget it is. What is spent
+    of one that others spend from too is not for whoever reads this: then `is_shared`, and no amount of it is told.
     """
 
     reason: Reason
@@ -116,19 +117,28 @@ class Refusal:
     is_final: bool
     is_warning: bool = False
     budget: str = ""
+    is_shared: bool = False
+
+    @property
+    def _named(self) -> str:
+        return self.budget if self.is_shared else f"{self.budget} of {_amount(self.limit)}"
 
     def __str__(self) -> str:
         if self.reason is Reason.UNPRICED:
             return (
-                f"{self.worst.model} has no price, so {self.budget} of {_amount(self.limit)} cannot be kept to: "
+                f"{self.worst.model} has no price, so {self._named} cannot be kept to: "
                 "set its price, or give the budget in tokens"
             )
         asked = self.worst.usd if self.unit == "usd" else self.worst.tokens
-        return (
+        call = (
             f"a call of {self.worst.model} may take {_amount(asked)} "
-            f"(at most {self.worst.input_tokens:,} tokens in, {self.worst.output_tokens:,} out), "
-            f"with {_amount(self.spent)} spent and {_amount(self.reserved)} set aside of {self.budget} "
-            f"of {_amount(self.limit)}; a max_tokens on the LLM makes it less"
+            f"(at most {self.worst.input_tokens:,} tokens in, {self.worst.output_tokens:,} out)"
+        )
+        if self.is_shared:
+            return f"{call}, and {self.budget} has no room for it; a max_tokens on the LLM makes it less"
+        return (
+            f"{call}, with {_amount(self.spent)} spent and {_amount(self.reserved)} set aside of {self._named}; "
+            "a max_tokens on the LLM makes it less"
         )
 
 

@@ -117,6 +117,7 @@ def _refusal(window: Full, worst: WorstCase) -> Refusal:
         is_final=window.is_final,
         is_warning=window.is_warning,
         budget=f"the {window.period}'s budget of {_WHOSE[window.scope]}",
+        is_shared=window.scope != "user",
     )
 
 
