@@ -34,8 +34,9 @@ def _seen(project: object, *, storage: Path, **_: object) -> object:
     return _once(project, storage)
 
 
+@pytest.mark.usefixtures("seen_once")
 def test_flows_are_listed_beside_the_module_that_is_broken(product: Product) -> None:
-    done = product.run("flows", "list", project=PROJECT)
+    done = product.call("flows", "list", project=PROJECT)
     assert done.returncode == 1, done.stderr
     lines = {line.split("\t")[0]: line.split("\t") for line in done.stdout.splitlines()}
     assert {"faulty", "good", "looks", "outcomes", "required", "restless", "slow"} == lines.keys()
@@ -116,10 +117,11 @@ def test_doctor_passes_on_a_good_setup(product: Product) -> None:
     assert not [finding for finding in found.values() if finding["good"] is False]
 
 
+@pytest.mark.usefixtures("seen_once")
 def test_doctor_finds_each_planted_fault_and_knows_a_remedy(product: Product) -> None:
     product.sql("grant delete on public.crewai_flow_executions to authenticated")
     try:
-        done = product.run("doctor", "--json", project=PROJECT)
+        done = product.call("doctor", "--json", project=PROJECT)
     finally:
         product.sql("revoke delete on public.crewai_flow_executions from authenticated")
     assert done.returncode == 1
