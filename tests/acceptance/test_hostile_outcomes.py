@@ -63,7 +63,12 @@ FAILURES = {
     "error of 1 MB with NUL": "ValueError",
     "error without words": "hostile.outcomes.Furious",
 }
-TOKENS = {"tokens beyond 2^31": 2**31 - 1, "tokens below zero": None, "tokens that are no number": None}
+TOKENS = {
+    "tokens beyond 2^31": 2**31 - 1,
+    "tokens beyond all bounds": None,
+    "tokens below zero": None,
+    "tokens that are no number": None,
+}
 
 
 class Started:

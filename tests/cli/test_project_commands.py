@@ -70,6 +70,7 @@ def limited(product: Product) -> Iterator[Product]:
         retries = 2
         retry_on = ["httpx.ReadTimeout", "KeyError"]
         memory_mb = 2048
+        budget_usd = 0.50
         """
     )
     yield product
@@ -82,14 +83,15 @@ def test_flow_is_shown_with_the_limits_that_apply_to_it(limited: Product) -> Non
     assert limits == {
         "timeout_seconds": 90, "queue_seconds": 7200, "concurrency": 3, "concurrency_per_user": None, "retries": 2,
         "retry_on": ["httpx.ReadTimeout", "KeyError"], "retry_seconds": 10, "idempotent": False, "crash_limit": 5,
-        "memory_mb": 2048, "processes": None, "open_files": None,
+        "memory_mb": 2048, "processes": None, "open_files": None, "budget_usd": "0.5", "budget_tokens": None,
+        "on_budget": "stop", "preview_characters": None, "redact": [],
     }  # fmt: skip
     told = limited.call("flows", "show", "good", timeout_seconds=90).stdout
     shown = dict(re.findall(r"^(\w+_\w+|concurrency|retries) +(.+)$", told, re.MULTILINE))
     assert shown == {
         "timeout_seconds": "1 min 30 s", "queue_seconds": "2 h 0 min", "concurrency": "3", "retries": "2",
         "retry_on": "httpx.ReadTimeout, KeyError", "retry_seconds": "10.0 s", "crash_limit": "5",
-        "memory_mb": "2,048",
+        "memory_mb": "2,048", "budget_usd": "$0.50",
     }  # fmt: skip
     assert "retries" not in limited.call("flows", "show", "slow").stdout
 

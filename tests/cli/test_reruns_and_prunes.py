@@ -85,6 +85,7 @@ def test_rerun_starts_a_new_execution_with_the_same_inputs_and_links_both(produc
     earlier = ended(product, metadata={"priority": 4, "timeout_seconds": 99, "secret": "s"})
     again = product.json("executions", "rerun", earlier, "--detach")
     assert (again["status"], again["input_state"]) == ("pending", {"topic": "t"})
+    assert again["metadata"].pop("estimate")["runs"] == 1
     assert again["metadata"] == {"priority": 4, "timeout_seconds": 99, "rerun_of": str(earlier)}
     shown = product.json("executions", "show", again["id"])
     assert (shown["repeats"]["of_execution"], shown["repeats"]["attempt"]) == (str(earlier), 2)

@@ -19,6 +19,10 @@ _EXACT = Context(prec=200, traps=[Inexact, InvalidOperation, DivisionByZero, Ove
 _PER_MILLION = -6
 
 
+MOST_TOKENS_OF_A_CALL = 10**12
+"""The ledger holds no call of so many. Sums over millions of calls stay numbers that a database can hold."""
+
+
 @dataclass(frozen=True)
 class Usage:
     """Tokens of one LLM call or a sum of calls.

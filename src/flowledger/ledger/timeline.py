@@ -23,7 +23,7 @@ async def append(connection: Connection, events: Sequence[tuple[Held, Event]]) -
 
     Raises InvalidInput if one of them cannot be stored; then none is.
     """
-    await _store(
+    await store(
         connection,
         query("timeline", "append"),
         {
@@ -42,7 +42,7 @@ async def append(connection: Connection, events: Sequence[tuple[Held, Event]]) -
 
 async def append_logs(connection: Connection, lines: Sequence[tuple[Held, LogLine]]) -> None:
     """Adds log text, under the same rules as `append`."""
-    await _store(
+    await store(
         connection,
         query("timeline", "append_logs"),
         {
@@ -56,7 +56,8 @@ async def append_logs(connection: Connection, lines: Sequence[tuple[Held, LogLin
     )
 
 
-async def _store(connection: Connection, text: LiteralString, columns: dict[str, list[Any]]) -> None:
+async def store(connection: Connection, text: LiteralString, columns: dict[str, list[Any]]) -> None:
+    """Adds what a run reported, which may be anything. Raises InvalidInput if a part of it cannot be stored."""
     try:
         await connection.execute(text, columns)
     except (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, ValueError) as unfit:

@@ -12,13 +12,17 @@ from uuid import UUID
 
 from flowledger.database.session import Connection
 from flowledger.domain.usage import CallStatus, LlmCall, Price, PricedCall, Usage, exact_text
-from flowledger.ledger.timeline import Held
+from flowledger.ledger.timeline import Held, store
 from flowledger.sql import query
 
 
 async def append(connection: Connection, calls: Sequence[tuple[Held, PricedCall]]) -> None:
-    """Adds calls; those of executions that are held no more under that fence are left out. Safe to repeat."""
-    await connection.execute(
+    """Adds calls; those of executions that are held no more under that fence are left out. Safe to repeat.
+
+    Raises InvalidInput if one of them cannot be stored; then none is.
+    """
+    await store(
+        connection,
         query("usage", "append"),
         {
             "executions": [execution for (execution, _), _ in calls],

@@ -28,7 +28,7 @@ from flowledger.domain.budget import (
 from flowledger.domain.execution import JsonObject
 from flowledger.domain.reach import OnReach
 from flowledger.domain.timeline import Event
-from flowledger.domain.usage import CallStatus, LlmCall, PricedCall, Total, Usage, exact_text
+from flowledger.domain.usage import MOST_TOKENS_OF_A_CALL, CallStatus, LlmCall, PricedCall, Total, Usage, exact_text
 from flowledger.prices import Prices
 from flowledger.runner.limits import Limits
 
@@ -188,11 +188,10 @@ class Account:
             return
         self._remember(number)
         opened = self._open.pop(number, None) or _Open(_unseen(event, number))
-        usage = fields.get("usage")
         call = replace(
             opened.call,
             status=status,
-            usage=Usage(**usage) if isinstance(usage, dict) else None,
+            usage=_reported(fields.get("usage")),
             latency_ms=fields.get("duration_ms"),
             first_token_ms=fields.get("first_token_ms"),
             finish_reason=fields.get("finish_reason"),
@@ -249,6 +248,15 @@ class Account:
             "budget_warnings": list(self._warnings)[:10],
         }
         return {name: value for name, value in facts.items() if value}
+
+
+def _reported(usage: Any) -> Usage | None:
+    """The tokens, if they are such as a call can have. They come from the flow's own process and may be anything."""
+    if not isinstance(usage, dict):
+        return None
+    counts = Usage(**usage)
+    sound = all(type(count) is int and 0 <= count < MOST_TOKENS_OF_A_CALL for count in vars(counts).values())
+    return counts if sound else None
 
 
 def _release(held: list[tuple[Spending, Reservation]]) -> None:

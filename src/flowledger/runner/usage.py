@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 Counts = dict[str, int]
 Given = Mapping[str, Any]
 
-_LARGEST = 2**53
+_LARGEST = 10**12
+"""A report of more is none: the ledger holds no call of a trillion tokens."""
 
 
 def normalise(usage: Any, provider: str | None = None) -> Counts | None:

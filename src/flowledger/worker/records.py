@@ -68,9 +68,11 @@ class Records:
         self._something.set()
         self._calls.add(held, call, bounded=False)
 
-    def take_calls(self, held: Held) -> list[PricedCall]:
-        """The calls of one run that are not written yet. Whoever takes them writes them."""
-        return self._calls.take(held)
+    async def write_calls(self, held: Held) -> None:
+        """Writes the calls of one run that still wait. Raises the trouble that the database has with that."""
+        while self._calls.waits(held):
+            async with self._writing:
+                await self._calls.write_some(held)
 
     async def keep_writing(self) -> None:
         """Writes what comes, in batches, until it is cancelled."""
@@ -114,13 +116,11 @@ class _Backlog(Generic[T]):
         waiting.append(item)
         return True
 
-    def take(self, run: Held) -> list[T]:
-        return list(self._waiting.pop(run, ()))
-
     def waits(self, run: Held | None) -> bool:
         return bool(self._waiting) if run is None else run in self._waiting
 
     async def write_some(self, run: Held | None) -> None:
+        """Nothing if what waited has been written meanwhile."""
         runs = [one for one in self._waiting if run in (None, one)]
         share = max(1, _BATCH // max(1, len(runs)))
         taken = {one: list(islice(self._waiting[one], share)) for one in runs[:_BATCH]}
@@ -131,10 +131,7 @@ class _Backlog(Generic[T]):
             self._forget(one, len(items))
 
     def _forget(self, run: Held, number: int) -> None:
-        waiting = self._waiting.pop(run, None)
-        if waiting is None:
-            # Taken meanwhile, by whoever writes them with the run's outcome; to write them twice adds nothing.
-            return
+        waiting = self._waiting.pop(run)
         for _ in range(number):
             waiting.popleft()
         if waiting:

@@ -19,7 +19,7 @@ from flowledger.domain.status import Status
 from flowledger.domain.usage import exact_text
 from flowledger.engines.postgres import QUEUE_CHANNEL, PostgresEngine
 from flowledger.errors import FlowledgerError, InvalidInput
-from flowledger.ledger import executions, usage, workers
+from flowledger.ledger import executions, workers
 from flowledger.ledger.flows import Remembered
 from flowledger.runner import process
 from flowledger.runner.limits import ErrorType, Limits
@@ -311,15 +311,11 @@ class Worker:
     async def _finish(self, claim: Claim, outcome: Outcome) -> Finish:
         """Asks until there is an answer: an outcome that is known is not given up because the database is away."""
         trouble = Trouble("outcome_not_written")
-        held = (claim.execution_id, claim.fence)
-        # What could not be written so far: no row ends before all calls that its sum counts are there.
-        calls = [(held, call) for call in self._records.take_calls(held)]
         while True:
             try:
+                # No row ends before all calls that its sum counts are there.
+                await self._records.write_calls((claim.execution_id, claim.fence))
                 async with self._database.service() as connection:
-                    if calls:
-                        await usage.append(connection, calls)
-                        calls = []
                     answer = await executions.finish(connection, claim.execution_id, claim.fence, outcome)
             except FlowledgerError as error:
                 trouble.met(error)

@@ -5,6 +5,7 @@ what waits, runs and is paused.
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import typer
@@ -133,6 +134,8 @@ def _pause(one: FlowStatus) -> str:
 
 
 def _limit_text(name: str, value: Any) -> str:
+    if isinstance(value, Decimal):
+        return dollars(value)
     if name.endswith("_seconds"):
         return format_duration(round(value * 1000))
     if isinstance(value, bool):

@@ -93,7 +93,12 @@ ERRORS = {
     "error without words": lambda: _raise(Furious()),
 }
 
-TOKENS = {"tokens beyond 2^31": 2**40, "tokens below zero": -5, "tokens that are no number": "many"}
+TOKENS = {
+    "tokens beyond 2^31": 2**35,
+    "tokens beyond all bounds": 2**60,
+    "tokens below zero": -5,
+    "tokens that are no number": "many",
+}
 
 
 class Outcomes(Flow):
