@@ -23,6 +23,7 @@ from flowledger.domain.controls import FlowControls
 from flowledger.domain.duration import format_duration
 from flowledger.domain.flow import Discovery, Flow
 from flowledger.domain.project import Project
+from flowledger.domain.usage import dollars
 from flowledger.ledger import flows
 from flowledger.ledger.flows import FlowStatus
 from flowledger.settings import Settings
