@@ -4,10 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# What breaks machines, and what is late by half a second, wants the machine for itself.
-ALONE := tests/faults tests/chaos
-# One more than CI has processors: much of a test is waiting. tests/conftest.py says what goes to whom.
-SIDE_BY_SIDE := -n 3 --dist loadgroup --no-loadscope-reorder
+# What breaks machines and measures patience wants them for itself.
+ALONE := tests/chaos tests/faults tests/survival
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up test check pgbouncer chaos soak bench lock schema docs clean
@@ -31,7 +29,7 @@ up: $(READY) ## embedded Postgres and a worker for the examples
 	$(BIN)/flowledger up --project examples
 
 test: $(READY) check pgbouncer ## everything that must hold before a change lands
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ALONE))
 	$(BIN)/python -m pytest $(ALONE)
 
 # Not started as a service: the tests start one of their own.

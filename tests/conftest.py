@@ -25,7 +25,6 @@ settings.load_profile("patient")
 
 HERE = Path(__file__).parent
 LONG = (
-    "survival",
     "accounting",
     "runner",
     "worker",
@@ -37,29 +36,12 @@ LONG = (
     "ledger",
 )
 """Folders that take long, the longest first: with one of them at the end, all processors but one would be idle."""
-TOGETHER = {
-    "survival": "survival",
-    "accounting": "accounting",
-    "acceptance": "acceptance",
-    # With a template of one isolation, and with one of each.
-    "runner/test_faults.py": "runner",
-    "runner/test_floods.py": "runner",
-    "runner/test_hidden.py": "runner",
-    "runner/test_limits.py": "runner, both",
-    "runner/test_stop.py": "runner, both",
-    "runner/test_templates.py": "runner, both",
-}
-"""Folders and files that share processes which take seconds to start. Any other file is for itself."""
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one of several test processes takes as a whole, and in which order they are taken."""
+    """In which order test processes take the files."""
     order = {folder: number for number, folder in enumerate(LONG)}
-    for item in items:
-        file = item.path.relative_to(HERE)
-        whole = TOGETHER.get(file.parts[0]) or TOGETHER.get(str(file)) or file.with_suffix("")
-        item.add_marker(pytest.mark.xdist_group(str(whole)))
     items.sort(key=lambda item: order.get(item.path.relative_to(HERE).parts[0], len(LONG)))
 
 
