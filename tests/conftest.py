@@ -27,7 +27,8 @@ def database(postgres: EmbeddedPostgres) -> EmbeddedPostgres:
         owner.execute("set lock_timeout = '10s'")
         owner.execute(
             "truncate public.crewai_flows, flowledger.workers, flowledger.uncounted_executions, flowledger.prunes, "
-            "flowledger.prices, flowledger.spending, flowledger.unfolded_spending restart identity cascade"
+            "flowledger.prices, flowledger.spending, flowledger.unfolded_spending, "
+            "flowledger.tokens, flowledger.logins restart identity cascade"
         )
         owner.execute("update flowledger.settings set value = '10000' where name = 'queue_limit'")
     return postgres
