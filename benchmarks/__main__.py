@@ -8,7 +8,7 @@ import platform
 import time
 import traceback
 
-from benchmarks import cancel, commands, embedded, idle, start, survival, throughput
+from benchmarks import cancel, commands, costs, embedded, idle, start, survival, throughput
 from benchmarks.figures import Figure, show
 from benchmarks.stage import Stage
 
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "commands": commands.answers,
     "claim": throughput.claim_behind_history,
     "hot-flow": throughput.hot_flow,
+    "costs": costs.told,
     "embedded": embedded.starts,
     "cancel": cancel.wishes,
     "idle": idle.worker,

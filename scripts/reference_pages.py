@@ -267,6 +267,7 @@ _FIELDS = {
     "more_changes": ("`method_finished`", "How many changes more there are."),
     "error_type": ("`*_failed`", "The class of the exception, where CrewAI tells it."),
     "reason": ("`llm_refused`, `budget_warned`", "Which budget, what was spent, and what the call could have taken."),
+    "abandoned": ("`llm_failed`", "True when the flow gave the call up before it ended. It may have been billed."),
     "level": ("`log`", "`warning`, `error` or `critical`: what a flow or library wrote through Python's logging."),
     "message": ("`log`, `error`", "Its text, for `error` the first line."),
     "fingerprint": ("`error`", "The same for the same error in the same place; `flowledger errors` groups by it."),

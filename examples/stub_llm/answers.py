@@ -51,9 +51,12 @@ class Answer:
     text: str
     tool_call: JsonObject | None
     usage: Usage
+    was_cut: bool = False
 
     @property
     def finish_reason(self) -> str:
+        if self.was_cut:
+            return "length"
         return "tool_calls" if self.tool_call else "stop"
 
     def completion(self, *, with_usage: bool) -> JsonObject:
@@ -82,9 +85,16 @@ class Answer:
 
 
 def answer(
-    model: str, messages: list[JsonObject], tools: list[JsonObject], response_format: JsonObject | None
+    model: str,
+    messages: list[JsonObject],
+    tools: list[JsonObject],
+    response_format: JsonObject | None,
+    most_tokens: int | None = None,
 ) -> Answer:
-    """Calls the first tool once; with its result at hand, or without tools, writes text or the JSON asked for."""
+    """Calls the first tool once; with its result at hand, or without tools, writes text or the JSON asked for.
+
+    Text ends after `most_tokens`, in the middle of a word if need be, as it does at OpenAI.
+    """
     prompt = json.dumps([messages, tools, response_format], sort_keys=True)
     digest = hashlib.sha256(f"{model}\n{prompt}".encode()).hexdigest()
     topic = _topic(messages)
@@ -96,8 +106,11 @@ def answer(
         tool_call = {"id": f"call_{digest[:24]}", "type": "function", "function": called}
     else:
         text = _text(topic, digest, response_format)
+    whole = len(text)
+    if most_tokens is not None:
+        text = text[: most_tokens * CHARACTERS_PER_TOKEN]
     usage = _usage(prompt, text or json.dumps(tool_call))
-    return Answer(f"chatcmpl-{digest[:29]}", model, text, tool_call, usage)
+    return Answer(f"chatcmpl-{digest[:29]}", model, text, tool_call, usage, was_cut=len(text) < whole)
 
 
 def _usage(prompt: str, said: str) -> Usage:
@@ -160,6 +173,8 @@ def _value(schema: JsonObject, topic: str, definitions: JsonObject) -> Any:
         if alternatives in schema:
             return _value(schema[alternatives][0], topic, definitions)
     kind = schema.get("type", "object")
+    if isinstance(kind, list):
+        kind = kind[0]
     if kind == "object":
         return {name: _value(part, topic, definitions) for name, part in schema.get("properties", {}).items()}
     if kind == "array":

@@ -5,9 +5,12 @@ What an answer says and what it costs is decided in `answers.py`.
 
 import json
 import re
+import select
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -19,7 +22,7 @@ DUMMY_KEY = "stub-key-no-secret"
 FAULT_HEADER = "X-Stub-Fault"
 MODELS = ("gpt-4o-mini", "gpt-4o", "gpt-4.1-mini")
 
-_FAULT_IN_MODEL = re.compile(r"stub-(slow-[\d.]+s|no-usage|drop|\d{3}(?:-once)?)")
+_FAULT_IN_MODEL = re.compile(r"stub-((?:slow|trickle)-[\d.]+s|no-usage|drop|\d{3}(?:-once)?)")
 _WORDS = {400: "invalid_request_error", 401: "invalid_api_key", 429: "rate_limit_exceeded"}
 
 
@@ -51,6 +54,12 @@ class StubServer:
         host, port = self._http.server_address[:2]
         return f"http://{host!s}:{port}/v1"
 
+    def settle(self) -> None:
+        """Waits until no request is being answered: then the counts are whole, also of clients that hung up."""
+        counts = self._http.counts
+        with counts.lock:
+            counts.lock.wait_for(lambda: counts.under_way == 0)
+
     def stats(self) -> dict[str, Any]:
         """What GET /stats says: calls, failures and tokens, in all and by model."""
         return self._http.counts.told()
@@ -61,19 +70,27 @@ class StubServer:
 
 @dataclass
 class Count:
-    """`calls` counts every request, `failed` those that got an error or were cut; tokens are of the others."""
+    """`calls` counts every request, `failed` those that got an error or were cut, `untold` those that were answered
+    without the client hearing what it cost: it did not ask, was not to be told, or hung up. Tokens are of the others.
+    """
 
     calls: int = 0
     failed: int = 0
+    untold: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
 
-    def add(self, usage: Usage | None) -> None:
+    def fail(self) -> None:
+        self.calls += 1
+        self.failed += 1
+
+    def answer(self, usage: Usage | None) -> None:
+        """None: the client was not told."""
         self.calls += 1
         if usage is None:
-            self.failed += 1
+            self.untold += 1
             return
         self.prompt_tokens += usage.prompt_tokens
         self.cached_tokens += usage.cached_tokens
@@ -85,13 +102,33 @@ class Count:
 class Counts:
     total: Count = field(default_factory=Count)
     by_model: dict[str, Count] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Condition = field(default_factory=threading.Condition)
     spent_faults: set[str] = field(default_factory=set)
+    under_way: int = 0
 
-    def record(self, model: str, usage: Usage | None) -> None:
+    def failed(self, model: str) -> None:
         with self.lock:
-            self.total.add(usage)
-            self.by_model.setdefault(model, Count()).add(usage)
+            for count in self._of(model):
+                count.fail()
+
+    def answered(self, model: str, usage: Usage | None) -> None:
+        with self.lock:
+            for count in self._of(model):
+                count.answer(usage)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        with self.lock:
+            self.under_way += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.under_way -= 1
+                self.lock.notify_all()
+
+    def _of(self, model: str) -> tuple[Count, Count]:
+        return self.total, self.by_model.setdefault(model, Count())
 
     def is_first(self, fault: str) -> bool:
         with self.lock:
@@ -158,25 +195,36 @@ class _Handler(BaseHTTPRequestHandler):
         except (ValueError, KeyError, TypeError) as error:
             self._fail(400, f"the request is not a chat completion: {error!r}")
             return
-        self._complete(request, model, messages)
+        with self.server.counts.answering():
+            self._complete(request, model, messages)
 
     def _complete(self, request: dict[str, Any], model: str, messages: list[dict[str, Any]]) -> None:
-        fault = self._fault(model)
-        if fault.startswith("slow-"):
-            time.sleep(float(fault.removeprefix("slow-").removesuffix("s")))
+        fault, counts = self._fault(model), self.server.counts
+        if fault.startswith("slow-") and self._hangs_up_within(_seconds(fault)):
+            counts.answered(model, None)
+            self.close_connection = True
+            return
         if fault[:3].isdigit():
-            self.server.counts.record(model, None)
+            counts.failed(model)
             self._fail(int(fault[:3]), f"the stub was asked to fail with {fault[:3]} by {model}")
             return
-        given = answer(model, messages, request.get("tools") or [], request.get("response_format"))
-        self.server.counts.record(model, None if fault == "drop" else given.usage)
+        given = answer(
+            model, messages, request.get("tools") or [], request.get("response_format"), _most_tokens(request)
+        )
+        tells = fault != "no-usage"
         if request.get("stream"):
-            wants_usage = bool((request.get("stream_options") or {}).get("include_usage"))
-            self._stream(given, with_usage=wants_usage and fault != "no-usage", cut=fault == "drop")
+            tells = tells and bool((request.get("stream_options") or {}).get("include_usage"))
+            self._stream(given, model, fault, tells=tells)
         elif fault == "drop":
+            counts.failed(model)
             self.close_connection = True
         else:
-            self._say(200, given.completion(with_usage=fault != "no-usage"))
+            counts.answered(model, given.usage if tells else None)
+            self._say(200, given.completion(with_usage=tells))
+
+    def _hangs_up_within(self, seconds: float) -> bool:
+        readable, _, _ = select.select([self.connection], [], [], seconds)
+        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
 
     def _fault(self, model: str) -> str:
         """From the header, else from the model's name; empty when all is to go well."""
@@ -186,17 +234,35 @@ class _Handler(BaseHTTPRequestHandler):
             return ""
         return fault
 
-    def _stream(self, given: Answer, *, with_usage: bool, cut: bool) -> None:
+    def _stream(self, given: Answer, model: str, fault: str, *, tells: bool) -> None:
+        """The last piece tells the usage. Who hangs up before has not heard it."""
+        counts = self.server.counts
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for number, event in enumerate(_events(given, with_usage=with_usage)):
-            if cut and number == 2:
-                self.close_connection = True
-                return
-            self._chunk(f"data: {event}\n\n".encode())
+        pieces = list(given.chunks(with_usage=tells))
+        try:
+            for number, piece in enumerate(pieces, 1):
+                if fault == "drop" and number == 3:
+                    counts.failed(model)
+                    self.close_connection = True
+                    return
+                if fault.startswith("trickle-"):
+                    time.sleep(_seconds(fault))
+                if number == len(pieces):
+                    # Before it is sent: whoever has heard it may ask for the count at once.
+                    counts.answered(model, given.usage if tells else None)
+                self._event(json.dumps(piece))
+        except OSError:
+            if number < len(pieces):
+                counts.answered(model, None)
+            raise
+        self._event("[DONE]")
         self._chunk(b"")
+
+    def _event(self, data: str) -> None:
+        self._chunk(f"data: {data}\n\n".encode())
 
     def _chunk(self, piece: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
@@ -217,7 +283,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Silent: what was served is in /stats."""
 
 
-def _events(given: Answer, *, with_usage: bool) -> Iterator[str]:
-    for chunk in given.chunks(with_usage=with_usage):
-        yield json.dumps(chunk)
-    yield "[DONE]"
+def _seconds(fault: str) -> float:
+    return float(fault.partition("-")[2].removesuffix("s"))
+
+
+def _most_tokens(request: dict[str, Any]) -> int | None:
+    most = request.get("max_completion_tokens") or request.get("max_tokens")
+    return most if isinstance(most, int) and most > 0 else None

@@ -168,6 +168,7 @@ def _arrow_type(kind: str) -> Any:
     types = {
         "int4": pyarrow.int32(),
         "int8": pyarrow.int64(),
+        "float8": pyarrow.float64(),
         "numeric": pyarrow.decimal128(10, 4),
         "timestamptz": pyarrow.timestamp("us", tz="UTC"),
     }

@@ -383,3 +383,19 @@ class QueueFull(FlowledgerError):
     @property
     def hint(self) -> str:
         return "Start more workers, or raise queue_limit in the table flowledger.settings."
+
+
+@dataclass(eq=False)
+class BudgetUsedUp(FlowledgerError):
+    """What may be spent in a day or a month is spent, so nothing starts (SQLSTATE FL007)."""
+
+    code = "budget_used_up"
+    reason: str
+
+    @property
+    def title(self) -> str:
+        return self.reason
+
+    @property
+    def hint(self) -> str:
+        return "Wait for the next window, or have an operator raise it: `flowledger budgets list`."

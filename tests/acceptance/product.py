@@ -25,6 +25,7 @@ from psycopg.types.json import Jsonb
 from flowledger.cli import main
 from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.domain.status import Status
+from tests.empty_ledger import empty
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -267,9 +268,6 @@ def command(*arguments: object) -> list[str]:
 def emptied(postgres: EmbeddedPostgres, project: Path) -> Product:
     """The product on an empty ledger, for a user of its own."""
     product = Product(postgres, project, uuid4())
-    product.sql(
-        "truncate public.crewai_flows, flowledger.workers, flowledger.uncounted_executions, flowledger.prunes, "
-        "flowledger.prices, flowledger.spending, flowledger.unfolded_spending restart identity cascade"
-    )
-    product.sql("update flowledger.settings set value = '10000' where name = 'queue_limit'")
+    with product.connection() as owner:
+        empty(owner)
     return product

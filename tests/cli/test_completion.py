@@ -18,7 +18,9 @@ from flowledger.domain.status import Status
 
 SHELLS = ["bash", "zsh"]
 _LIGHT = re.compile(
-    r"flowledger(\.(domain(\.(mode|priority|status))?|cli(\.(options|" + "|".join(cli.COMMANDS) + r"))?))?"
+    r"flowledger(\.(domain(\.(dimension|mode|priority|status|window))?|cli(\.(options|"
+    + "|".join(cli.COMMANDS)
+    + r"))?))?"
 )
 _HEAVY = {"crewai", "psycopg", "psycopg_pool", "pydantic_settings", "structlog", "jsonschema", "humanize", "rich"}
 
@@ -61,6 +63,10 @@ def test_every_option_is_offered_and_nothing_heavy_is_loaded(path: str, command:
         ("executions cancel ", ["@last", "@failed"]),
         ("flows graph greet --format m", ["mermaid"]),
         ("db url --role ", ["api", "worker", "owner"]),
+        ("costs --by m", ["model", "mode", "meeting"]),
+        ("budgets set --per ", ["day", "month"]),
+        ("budgets set --user ", ["each"]),
+        ("budgets set --on-reach w", ["warn"]),
     ],
 )
 @pytest.mark.parametrize("shell", SHELLS)

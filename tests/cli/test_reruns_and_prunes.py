@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.ledger import retention
 from tests.acceptance.product import PROJECT, Product, emptied
+from tests.ledger.law import used
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -52,6 +53,12 @@ def ended(
         "select flowledger.append_logs(array[%s]::uuid[], array[fence], array[1], array[now()], array['stdout'], "
         "array['hello']) from flowledger.leases where execution_id = %s",
         id_, id_,
+    )  # fmt: skip
+    calls = [Jsonb(used(1, latency_ms=1.5)), Jsonb(used(2, cost_usd="0.0000000000123"))]
+    product.sql(
+        "select flowledger.append_usage(array[execution_id, execution_id], array[fence, fence], %s) "
+        "from flowledger.leases where execution_id = %s",
+        calls, id_,
     )  # fmt: skip
     error = None if status == "completed" else "ValueError"
     product.sql(
@@ -202,7 +209,9 @@ def test_prune_archives_every_column_before_it_deletes(product: Product, tmp_pat
     manifest = json.loads((place / "manifest.json").read_text())
     assert {file["name"]: file["rows"] for file in manifest["files"]} == {
         "executions.parquet": 2, "timeline.parquet": 0, "logs.parquet": 2, "transitions.parquet": 6,
-        "cancel_wishes.parquet": 0, "reruns.parquet": 0,
+        "cancel_wishes.parquet": 0, "reruns.parquet": 0, "usage.parquet": 4, "repricings.parquet": 0,
+        "repriced_calls.parquet": 0,
+        "failures.parquet": 0,
     }  # fmt: skip
     for file in manifest["files"]:
         assert hashlib.sha256((place / file["name"]).read_bytes()).hexdigest() == file["sha256"]
@@ -212,6 +221,8 @@ def test_prune_archives_every_column_before_it_deletes(product: Product, tmp_pat
         (copy,) = [one for one in kept if one["id"] == str(row["id"])]
         assert (copy["execution_key"], copy["output_state"]) == (row["execution_key"], row["output"])
         assert (copy["cost_usd"], copy["started_at"]) == (row["cost_usd"], row["started_at"])
+    calls = pyarrow.parquet.read_table(place / "usage.parquet").to_pylist()
+    assert [call["cost_usd"] for call in calls] == ["0.01", "0.0000000000123"] * 2
     noted = product.sql("select archive from flowledger.prunes")[0]["archive"]
     assert noted == manifest
 
@@ -244,7 +255,7 @@ def test_an_archive_holds_every_table_and_column_of_an_execution(product: Produc
         "where contype = 'f' and confrelid = 'crewai_flow_executions'::regclass"
     )
     # What is pending or runs is never pruned.
-    assert {row["name"] for row in belonging} - {"queue", "leases"} == set(retention.TABLES[1:])
+    assert {row["name"] for row in belonging} - {"queue", "leases", "reservations"} == set(retention.TABLES[1:])
     ended(product, days_ago=100)
     for name, (schema, table) in tables.items():
         columns = product.sql(

@@ -54,12 +54,13 @@ def test_usage_has_all_classes_and_agrees_with_the_servers_own_count(client: ope
     told = {
         "calls": 1,
         "failed": 0,
+        "untold": 0,
         "prompt_tokens": usage.prompt_tokens,
         "cached_tokens": usage.prompt_tokens_details.cached_tokens,
         "completion_tokens": usage.completion_tokens,
         "reasoning_tokens": usage.completion_tokens_details.reasoning_tokens,
     }
-    assert all(told[name] for name in told if name != "failed")
+    assert all(told[name] for name in told if name not in ("failed", "untold"))
     with urlopen(stub.url.removesuffix("/v1") + "/stats") as answered:
         assert json.load(answered) == {**told, "by_model": {"gpt-4o-mini": told}}
 
@@ -108,11 +109,21 @@ def test_json_follows_the_schema(client: openai.OpenAI) -> None:
     schema = {
         "$defs": {"Part": {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}}}},
         "type": "object",
-        "properties": {"kind": {"enum": ["a", "b"]}, "parts": {"type": "array", "items": {"$ref": "#/$defs/Part"}}},
+        "properties": {
+            "kind": {"enum": ["a", "b"]},
+            "parts": {"type": "array", "items": {"$ref": "#/$defs/Part"}},
+            "size": {"type": ["integer", "null"]},
+        },
     }
     wanted: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     answered = client.chat.completions.create(model="gpt-4o-mini", messages=ASKED, response_format=wanted)
-    assert json.loads(answered.choices[0].message.content or "") == {"kind": "a", "parts": [{"n": 3}]}
+    assert json.loads(answered.choices[0].message.content or "") == {"kind": "a", "parts": [{"n": 3}], "size": 1}
+
+
+def test_an_answer_ends_after_max_tokens_and_says_so(client: openai.OpenAI) -> None:
+    answered = client.chat.completions.create(model="gpt-4o-mini", messages=ASKED, max_tokens=5)
+    assert answered.usage is not None
+    assert (answered.usage.completion_tokens, answered.choices[0].finish_reason) == (5, "length")
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
@@ -155,8 +166,23 @@ def test_slow_is_slow_and_others_need_not_wait(client: openai.OpenAI) -> None:
     assert 0.5 <= time.monotonic() - began < 5
 
 
-def test_an_answer_without_usage(client: openai.OpenAI) -> None:
+def test_an_answer_without_usage(client: openai.OpenAI, stub: StubServer) -> None:
     assert client.chat.completions.create(model="gpt-4o-mini-stub-no-usage", messages=ASKED).usage is None
+    told = stub.stats()
+    assert (told["calls"], told["failed"], told["untold"], told["prompt_tokens"]) == (1, 0, 1, 0)
+
+
+def test_who_hangs_up_on_a_stream_was_not_told_what_it_cost(client: openai.OpenAI, stub: StubServer) -> None:
+    stream = client.chat.completions.create(
+        model="gpt-4o-mini-stub-trickle-0.02s", messages=ASKED, stream=True, stream_options={"include_usage": True}
+    )
+    next(stream)
+    stream.close()
+    deadline = time.monotonic() + 10
+    while not stub.stats()["calls"] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    told = stub.stats()
+    assert (told["calls"], told["failed"], told["untold"], told["prompt_tokens"]) == (1, 0, 1, 0)
 
 
 def test_a_dropped_answer_is_a_lost_connection(client: openai.OpenAI) -> None:

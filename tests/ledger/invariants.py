@@ -105,6 +105,26 @@ _BROKEN = {
           else actor in ('worker', 'reaper')
         end
     """,
+    "the row of a reaped execution tells the sum of its calls": """
+        select executions.id, coalesce(executions.token_count::text, 'no') || ' tokens, $' || executions.cost_usd
+        from crewai_flow_executions as executions
+        join flowledger.transitions as ends on ends.execution_id = executions.id
+        cross join lateral flowledger.usage_total(executions.id) as used
+        where ends.from_status = 'running' and ends.actor = 'reaper'
+          and (executions.token_count, executions.cost_usd) is distinct from (used.token_count, round(used.cost_usd, 4))
+    """,
+    "room is set aside for what runs only": """
+        select reservations.execution_id, 'call ' || reservations.number
+        from flowledger.reservations
+        where reservations.execution_id <> all (%(bare)s)
+          and not exists (select from flowledger.leases where execution_id = reservations.execution_id)
+    """,
+    "what failed is among the failures, and nothing else is": """
+        select executions.id, executions.status
+        from crewai_flow_executions as executions
+        left join flowledger.failures on failures.execution_id = executions.id
+        where (executions.status in ('failed', 'timeout')) is distinct from (failures.execution_id is not null)
+    """,
     "20 the database's clock decides, and it does not go back": """
         select execution_id, from_status || ' -> ' || to_status || ' at ' || at
         from (
@@ -115,6 +135,54 @@ _BROKEN = {
     """,
 }
 
+_AMOUNTS = (
+    "executions", "failed", "calls", "failed_calls", "unknown_calls", "unpriced_calls", "input_tokens",
+    "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens", "cost_usd", "estimated_usd",
+    "estimated_tokens", "repriced_usd",
+)  # fmt: skip
+_SUMS = "array[" + ", ".join(f"sum({name})::numeric" for name in _AMOUNTS) + "]"
+
+_BROKEN["what was spent is what the calls and the ended executions say, along every dimension"] = f"""
+    with facts as (
+      select (usage.started_at at time zone 'UTC')::date as day, executions.flow_id, executions.executed_by,
+             executions.execution_mode, executions.board_meeting_id, usage.model,
+             0 as executions, 0 as failed, 1 as calls,
+             (usage.status = 'failed')::integer as failed_calls,
+             (usage.input_tokens is null and usage.status <> 'failed')::integer as unknown_calls,
+             (usage.input_tokens is not null and coalesce(repriced.cost_usd, usage.cost_usd) is null)::integer
+               as unpriced_calls,
+             coalesce(input_tokens, 0) as input_tokens, coalesce(cached_input_tokens, 0) as cached_input_tokens,
+             coalesce(cache_write_tokens, 0) as cache_write_tokens, coalesce(output_tokens, 0) as output_tokens,
+             coalesce(reasoning_tokens, 0) as reasoning_tokens, coalesce(usage.cost_usd, 0) as cost_usd,
+             coalesce(estimated_usd, 0) as estimated_usd, coalesce(estimated_tokens, 0) as estimated_tokens,
+             coalesce(repriced.cost_usd - coalesce(usage.cost_usd, 0), 0) as repriced_usd
+      from flowledger.usage
+      join crewai_flow_executions as executions on executions.id = usage.execution_id
+      left join flowledger.repriced_calls as repriced using (execution_id, number)
+      union all
+      select (coalesce(completed_at, started_at) at time zone 'UTC')::date, flow_id, executed_by, execution_mode,
+             board_meeting_id, null, 1, (status in ('failed', 'timeout'))::integer,
+             0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
+      from crewai_flow_executions
+      where status in ('completed', 'failed', 'cancelled', 'timeout')
+    ), due as (
+      select along.dimension, facts.day, along.key, {_SUMS} as amounts
+      from facts
+      cross join lateral (values
+        ('flow', flow_id::text), ('user', coalesce(executed_by::text, '')), ('mode', coalesce(execution_mode, '')),
+        ('meeting', coalesce(board_meeting_id::text, '')), ('model', coalesce(model, ''))
+      ) as along (dimension, key)
+      group by 1, 2, 3
+    ), told as (
+      select dimension, day, key, {_SUMS} as amounts from flowledger.spending_now group by 1, 2, 3
+    )
+    select null::uuid,
+           concat_ws(' ', dimension, day, nullif(key, ''), 'due', due.amounts::text, 'told', told.amounts::text)
+    from due
+    full join told using (dimension, day, key)
+    where due.amounts is distinct from told.amounts
+"""
+
 _EVERY_QUESTION = " union all ".join(
     f"select '{name.replace(chr(39), chr(39) * 2)}' as invariant, id, detail from ({text}) as broken (id, detail)"
     for name, text in _BROKEN.items()
@@ -123,8 +191,8 @@ _EVERY_QUESTION = " union all ".join(
 
 def broken(
     owner: psycopg.Connection[Any], *, bare: Collection[UUID] = (), operators: Collection[str] = ()
-) -> list[tuple[str, UUID, str]]:
-    """What breaks an invariant: its name, the execution (for counts the flow), and what was found.
+) -> list[tuple[str, UUID | None, str]]:
+    """What breaks an invariant: its name, the execution (for counts the flow, for sums none), and what was found.
 
     `bare`: executions whose lease a test has taken away. `operators`: logins that may also start and cancel.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -106,3 +107,52 @@ def brought_to(status: Status, owner: psycopg.Connection, user: psycopg.Connecti
     for step in path.get(status, [status.value]):
         owner.execute("update crewai_flow_executions set status = %s where id = %s", [step, execution])
     return execution
+
+
+def used(number: int = 1, **facts: Any) -> Row:
+    """An LLM call as `append_usage` takes it: of 110 tokens, and a cent."""
+    return {
+        "number": number,
+        "call_id": f"call-{number}",
+        "status": "completed",
+        "model": "gpt",
+        "provider": "openai",
+        "started_at": datetime.now(UTC).isoformat(),
+        "input_tokens": 100,
+        "cached_input_tokens": 40,
+        "cache_write_tokens": 5,
+        "output_tokens": 10,
+        "reasoning_tokens": 3,
+        "price": {"source": "team", "version": "1", "input": "50", "output": "500"},
+        "cost_usd": "0.01",
+        **facts,
+    }
+
+
+UNREPORTED: Row = dict.fromkeys(
+    ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens", "cost_usd")
+)
+"""What `used` is given of a call that nobody reported tokens of."""
+
+
+def append_usage(worker: psycopg.Connection, held: Row, *calls: Row) -> int:
+    """How many calls of the holder's were added."""
+    values = [[held["execution_id"]] * len(calls), [held["fence"]] * len(calls), [Jsonb(call) for call in calls]]
+    return worker.execute("select flowledger.append_usage(%s, %s, %s) as added", values).fetchone()["added"]
+
+
+def reserve(worker: psycopg.Connection, held: Row, number: int, usd: str | None, tokens: int = 100) -> list[Row]:
+    """The windows that have no room for a call, or say that they have none."""
+    return worker.execute(
+        "select * from flowledger.reserve(%s, %s, %s, %s, %s)",
+        [held["execution_id"], held["fence"], number, usd and Decimal(usd), tokens],
+    ).fetchall()
+
+
+def running(user: psycopg.Connection, worker: psycopg.Connection, flow: UUID, **columns: Any) -> Row:
+    """The claim of a new execution of the user's."""
+    execution = born(user, flow, **columns)
+    (held,) = worker.execute(
+        "select * from flowledger.claim(%s, %s, '{60}', 1, %s, %s)", [WORKER, [flow], LEASE, [execution]]
+    ).fetchall()
+    return held

@@ -113,6 +113,28 @@ def remember(storm: Storm, worker: Connection, chance: random.Random) -> None:
 
 def fold(_: Storm, worker: Connection, __: random.Random) -> None:
     worker.execute("select flowledger.fold_execution_counts()")
+    worker.execute("select flowledger.fold_spending()")
+
+
+def spend(storm: Storm, worker: Connection, chance: random.Random) -> None:
+    """Calls of several runs ask for room, and are told in one batch."""
+    held, number = storm.some_held(chance), chance.randrange(1, 1000)
+    for one in held:
+        law.reserve(worker, one, number, "0.01")
+    calls = [Jsonb(law.used(number)) for _ in held]
+    ids, fences = [one["execution_id"] for one in held], [one["fence"] for one in held]
+    worker.execute("select flowledger.append_usage(%s, %s, %s)", [ids, fences, calls])
+
+
+def limit(storm: Storm, worker: Connection, chance: random.Random) -> None:
+    """Windows come and go. They only warn, for births shall go on."""
+    flow = chance.choice([None, *storm.flows])
+    (window,) = worker.execute(
+        "select flowledger.set_budget(%s, %s, null, 'day', %s, null, 'warn') as id",
+        ["everything" if flow is None else "flow", flow, chance.randrange(100)],
+    ).fetchall()
+    if chance.random() < 0.1:
+        worker.execute("select flowledger.remove_budget(%s)", [window["id"]])
 
 
 def enlist(storm: Storm, worker: Connection, _: random.Random) -> None:
@@ -123,7 +145,10 @@ def enlist(storm: Storm, worker: Connection, _: random.Random) -> None:
 
 
 BY_ALICE = (bear, bear, bear, cancel)
-BY_WORKERS = (carry, carry, carry, finish_again, renew, expire, pause_and_resume, prune, remember, fold, enlist)
+BY_WORKERS = (
+    *(carry, carry, carry, finish_again, renew, expire, pause_and_resume, prune, remember, fold, enlist),
+    *(spend, spend, limit),
+)
 BY_THE_OWNER = (reap, reap)
 
 

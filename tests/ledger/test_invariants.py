@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from tests.ledger.invariants import NAMES, broken
-from tests.ledger.law import born, cancel, claim, expire, finish, reap
+from tests.ledger.law import append_usage, born, cancel, claim, expire, finish, reap, used
 
 _RUNNING = "(select id from crewai_flow_executions where status = 'running')"
 _PENDING = "(select id from crewai_flow_executions where status = 'pending')"
@@ -64,6 +64,29 @@ PLANTED = {
         f"update flowledger.transitions set actor = '{uuid4()}' where to_status = 'cancelled'",
         "update flowledger.transitions set actor = 'flowledger' where to_status = 'running'",
     ],
+    "the row of a reaped execution tells the sum of its calls": [
+        "update crewai_flow_executions set token_count = token_count + 1 where error_type = 'WorkerLost'",
+        "update crewai_flow_executions set cost_usd = null where error_type = 'WorkerLost'",
+        "update flowledger.usage set input_tokens = input_tokens + 1",
+    ],
+    "room is set aside for what runs only": [
+        f"""insert into flowledger.reservations (execution_id, number, flow_id, tokens)
+            select id, 1, flow_id, 1 from crewai_flow_executions where id = {_COMPLETED}"""
+    ],
+    "what failed is among the failures, and nothing else is": [
+        "delete from flowledger.failures",
+        f"""insert into flowledger.failures (execution_id, fingerprint, failed_at, flow_id)
+            select id, 'f', now(), flow_id from crewai_flow_executions where id = {_COMPLETED}""",
+    ],
+    "what was spent is what the calls and the ended executions say, along every dimension": [
+        "update flowledger.spending set cost_usd = cost_usd + 0.000001 where dimension = 'model' and key <> ''",
+        "update flowledger.spending set executions = executions - 1 where dimension = 'meeting'",
+        "delete from flowledger.spending where dimension = 'user'",
+        "update flowledger.usage set estimated_tokens = 1",
+        """insert into flowledger.repriced_calls (execution_id, number, price, cost_usd)
+           select execution_id, number, '{}', 7 from flowledger.usage""",
+        "delete from flowledger.unfolded_spending",
+    ],
     "20 the database's clock decides, and it does not go back": [
         "update flowledger.transitions set at = at - interval '10 min' where to_status = 'completed'",
         "update flowledger.transitions set at = at + interval '10 min' where to_status = 'completed'",
@@ -73,12 +96,14 @@ PLANTED = {
 
 @pytest.fixture
 def lawful(owner, alice, worker, flow) -> None:
-    """One execution in each of the statuses that there are ways to."""
+    """One execution in each of the statuses that there are ways to, and sums that are folded in part."""
     completed, orphan, cancelled = born(alice, flow), born(alice, flow), born(alice, flow)
     held = {one["execution_id"]: one["fence"] for one in claim(worker, flow, slots=2)}
+    append_usage(worker, {"execution_id": orphan, "fence": held[orphan]}, used())
     finish(worker, completed, held[completed])
     expire(owner, orphan)
     reap(worker)
+    worker.execute("select flowledger.fold_spending()")
     cancel(alice, cancelled)
     born(alice, flow)
     claim(worker, flow)

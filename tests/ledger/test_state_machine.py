@@ -86,6 +86,7 @@ class Stage:
             "crewai_flows",
             "flowledger.workers",
             "flowledger.uncounted_executions",
+            "flowledger.unfolded_spending",
         ):
             self.owner.execute(f"delete from {table}".encode())
         free, narrow = (

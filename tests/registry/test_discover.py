@@ -9,7 +9,7 @@ import sys
 import time
 import venv
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psutil
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.registry.projects import Write
 
     Look = Callable[..., Discovery]
+    Seen = Callable[[tuple[str, ...]], dict[str, Any]]
 
 HEAD = """
 import os, sys, time, ctypes, threading, json
@@ -36,14 +37,47 @@ from crewai.flow import Flow, start, listen, router
 """
 GO = "    @start()\n    def go(self): ...\n"
 
+LEFT_BEHIND = f"left-behind-{os.getpid()}"
+
+VERSIONED = (
+    HEAD
+    + """
+WAYS = 1
+Ways = Literal["left", "right"]
+
+class State(BaseModel):
+    a: int = 1
+
+class VersionedFlow(Flow[State]):
+    @start()
+    def go(self):
+        return 1
+
+    @router(go)
+    def turn(self) -> Ways:
+        return "left"
+"""
+)
+CHANGES = {
+    "same": VERSIONED,
+    "elsewhere": VERSIONED.replace("WAYS = 1", "WAYS = 2  # a comment\n\n\n"),
+    "body": VERSIONED.replace("return 1", "return 2"),
+    "label": VERSIONED.replace('"right"]', '"straight"]'),
+    "schema": VERSIONED.replace("a: int = 1", "a: int = 2"),
+}
+WHERE = HEAD + f"class WhereFlow(Flow):\n    __doc__ = sys.prefix\n{GO}"
+
 ZOO = {
+    **{f"{name}.py": text for name, text in CHANGES.items()},
+    "where.py": WHERE,
+    "leave.py": HEAD
+    + f"import subprocess\nsubprocess.Popen(['sh', '-c', 'sleep 600; : {LEFT_BEHIND}'])\nclass LeaveFlow(Flow):\n{GO}",
     "good.py": HEAD + f'class GoodFlow(Flow):\n    """Does well.\n\n    In two lines.\n    """\n{GO}',
     "raises.py": HEAD + "class Flowing: ...\ndef fail():\n    raise RuntimeError('no licence')\n\nfail()\n",
     "misspelt.py": HEAD + "class AFlow(Flow:\n",
     "exits.py": HEAD + f"class AFlow(Flow):\n{GO}\nsys.exit(3)\n",
     "leaves.py": HEAD + f"class AFlow(Flow):\n{GO}\nprint('so long', flush=True)\nos._exit(7)\n",
     "crashes.py": HEAD + f"class AFlow(Flow):\n{GO}\ndef dive():\n    ctypes.string_at(0)\n\ndive()\n",
-    "hangs.py": HEAD + f"class AFlow(Flow):\n{GO}\ndef doze():\n    time.sleep(3600)\n\ndoze()\n",
     "threads.py": HEAD
     + f"threading.Thread(target=time.sleep, args=(99,), name='Poller').start()\nclass ThreadsFlow(Flow):\n{GO}",
     "builds.py": HEAD + f"class BuildsFlow(Flow):\n    def __init__(self): raise RuntimeError('built')\n{GO}",
@@ -93,6 +127,8 @@ class HostileFlow(Flow[NotANumber]):
     "misdeclared.yaml": "schema: crewai.flow/v1\nname: Unsaid\nmethods: 3\n",
 }
 
+HANGS = {"hangs.py": HEAD + f"class AFlow(Flow):\n{GO}\ndef doze():\n    time.sleep(3600)\n\ndoze()\n"}
+
 
 @pytest.fixture(scope="module")
 def zoo_at(tmp_path_factory: pytest.TempPathFactory, write: Write) -> Path:
@@ -101,11 +137,19 @@ def zoo_at(tmp_path_factory: pytest.TempPathFactory, write: Write) -> Path:
 
 @pytest.fixture(scope="module")
 def zoo(zoo_at: Path, look: Look) -> Discovery:
-    return look(zoo_at, seconds=10)
+    """Nothing in it takes time, so that no bound decides on a busy machine."""
+    return look(zoo_at, seconds=60)
 
 
-def test_every_example_is_discovered(look: Look) -> None:
-    discovery = look(EXAMPLES)
+@pytest.fixture(scope="module")
+def examples(look: Look) -> Discovery:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONHASHSEED", "1")
+        return look(EXAMPLES)
+
+
+def test_every_example_is_discovered(examples: Discovery) -> None:
+    discovery = examples
     assert [flow.key for flow in discovery.flows] == [
         "board_brief",
         "book_writer",
@@ -191,10 +235,12 @@ def test_a_module_that_crashes_is_reported_with_where(zoo: Discovery) -> None:
     assert "in dive" in broken.error_stack
 
 
-def test_a_module_that_hangs_is_reported_with_where(zoo: Discovery) -> None:
-    broken = broken_at(zoo, "hangs")
-    assert (broken.error_type, "10 s" in broken.error_message) == ("ImportTimeout", True)
+def test_a_module_that_hangs_is_reported_with_where(tmp_path: Path, write: Write, look: Look) -> None:
+    discovery = look(write(tmp_path, {**HANGS, "good.py": ZOO["good.py"]}), seconds=3)
+    broken = broken_at(discovery, "hangs")
+    assert (broken.error_type, "3 s" in broken.error_message) == ("ImportTimeout", True)
     assert "in doze" in broken.error_stack
+    assert [flow.key for flow in discovery.flows] == ["good"]
 
 
 def test_a_broken_class_does_not_hide_the_good_one_beside_it(zoo: Discovery) -> None:
@@ -209,21 +255,19 @@ def test_a_broken_declaration_is_reported(zoo: Discovery) -> None:
 def test_everything_else_in_the_project_is_still_there(zoo: Discovery) -> None:
     expected = {"good", "threads", "builds", "prints", "daemon", "child", "right", "said", "typed", "odd", "hostile"}
     assert expected <= {flow.key for flow in zoo.flows}
-    assert len(zoo.broken) == 9
+    assert len(zoo.broken) == 8
 
 
 def test_threads_started_at_import_are_a_warning_that_names_them(zoo: Discovery) -> None:
     assert [warning for warning in zoo.warnings if "threads" in warning and "Poller" in warning]
 
 
-def test_a_process_that_a_module_left_behind_is_gone(tmp_path: Path, write: Write, look: Look) -> None:
-    mark = f"left-behind-{os.getpid()}"
-    leave = f"import subprocess\nsubprocess.Popen(['sh', '-c', 'sleep 600; : {mark}'])\n"
-    assert look(write(tmp_path, {"leave.py": HEAD + leave + f"class LeaveFlow(Flow):\n{GO}"})).flows
+def test_a_process_that_a_module_left_behind_is_gone(zoo: Discovery) -> None:
+    assert flow_at(zoo, "leave:LeaveFlow")
     deadline = time.monotonic() + 5
-    while _runs(mark) and time.monotonic() < deadline:
+    while _runs(LEFT_BEHIND) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _runs(mark)
+    assert not _runs(LEFT_BEHIND)
 
 
 def _runs(mark: str) -> bool:
@@ -264,73 +308,34 @@ def test_what_postgres_cannot_store_does_not_leave_the_child(zoo: Discovery) -> 
 
 # -- Versions ----------------------------------------------------------------------------------------------------------
 
-VERSIONED = (
-    HEAD
-    + """
-WAYS = 1
-Ways = Literal["left", "right"]
 
-class State(BaseModel):
-    a: int = 1
-
-class VersionedFlow(Flow[State]):
-    @start()
-    def go(self):
-        return 1
-
-    @router(go)
-    def turn(self) -> Ways:
-        return "left"
-"""
-)
-
-
-def test_a_version_changes_with_source_graph_and_schema_and_only_then(tmp_path: Path, write: Write, look: Look) -> None:
-    changes = {
-        "same": VERSIONED,
-        "elsewhere": VERSIONED.replace("WAYS = 1", "WAYS = 2  # a comment\n\n\n"),
-        "body": VERSIONED.replace("return 1", "return 2"),
-        "label": VERSIONED.replace('"right"]', '"straight"]'),
-        "schema": VERSIONED.replace("a: int = 1", "a: int = 2"),
-    }
-    discovery = look(write(tmp_path, {f"{name}.py": text for name, text in changes.items()}))
-    versions = {name: flow_at(discovery, f"{name}:VersionedFlow").fingerprint for name in changes}
+def test_a_version_changes_with_source_graph_and_schema_and_only_then(zoo: Discovery) -> None:
+    versions = {name: flow_at(zoo, f"{name}:VersionedFlow").fingerprint for name in CHANGES}
     assert versions["same"] == versions["elsewhere"]
     assert len({versions["same"], versions["body"], versions["label"], versions["schema"]}) == 4
 
 
-def test_a_version_is_the_same_in_every_process(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = set()
-    for seed in ("1", "2"):
-        monkeypatch.setenv("PYTHONHASHSEED", seed)
-        seen.add(look(EXAMPLES / "order_triage").flows[0].fingerprint)
-    assert len(seen) == 1
+def test_a_version_is_the_same_in_every_process(
+    examples: Discovery, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "2")
+    (again,) = look(EXAMPLES / "order_triage").flows
+    assert again.fingerprint == registry.find(examples, "order_triage").fingerprint
 
 
 # -- Interpreter and environment ---------------------------------------------------------------------------------------
 
 
-def test_the_projects_own_interpreter_imports_its_modules(tmp_path: Path, write: Write, look: Look) -> None:
-    write(tmp_path, {"where.py": HEAD + f"class WhereFlow(Flow):\n    __doc__ = sys.prefix\n{GO}"})
+def test_the_projects_own_interpreter_imports_its_modules(
+    tmp_path: Path, zoo: Discovery, write: Write, look: Look
+) -> None:
+    write(tmp_path, {"where.py": WHERE})
     own = tmp_path / "own"
     venv.create(own, symlinks=True, with_pip=False)
     crewai_is_here = next(entry for entry in sys.path if entry.endswith("site-packages"))
     next(own.glob("lib/python*/site-packages")).joinpath("shared.pth").write_text(crewai_is_here)
-    assert look(tmp_path).flows[0].description == sys.prefix
+    assert flow_at(zoo, "where:WhereFlow").description == sys.prefix
     assert look(tmp_path, python=own / "bin" / "python").flows[0].description == str(own)
-
-
-def test_modules_see_no_secret_of_the_ledger(
-    tmp_path: Path, write: Write, look: Look, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLOWLEDGER_DATABASE_URL", "postgresql://x")
-    monkeypatch.setenv("INNOCENT", "postgresql://u:hunter2@h/d")
-    monkeypatch.setenv("KEPT", "yes")
-    write(tmp_path, {".env": "FROM_DOTENV=1\nFLOWLEDGER_PROJECT=p\n"})
-    write(tmp_path, {"sees.py": HEAD + f"class SeesFlow(Flow):\n    __doc__ = json.dumps(dict(os.environ))\n{GO}"})
-    seen = json.loads(look(tmp_path, secrets=("hunter2",)).flows[0].description)
-    assert (seen["KEPT"], seen["FROM_DOTENV"]) == ("yes", "1")
-    assert not [name for name in seen if name.startswith("FLOWLEDGER_") or name == "INNOCENT"]
 
 
 def test_an_interpreter_whose_crewai_is_broken_is_a_clear_error(tmp_path: Path, write: Write, look: Look) -> None:
@@ -386,47 +391,68 @@ def _facts(discovery: Discovery) -> dict[str, object]:
     }
 
 
-def test_both_ways_find_the_same_in_the_examples(look: Look, look_in_base: Look) -> None:
-    assert look_in_base(EXAMPLES) == look(EXAMPLES)
-
-
-@pytest.fixture(scope="module")
-def calm_zoo_at(tmp_path_factory: pytest.TempPathFactory, write: Write) -> Path:
-    """Nothing in it takes time, so that no bound decides on a busy machine."""
-    calm = {name: text for name, text in ZOO.items() if name != "hangs.py"}
-    return write(tmp_path_factory.mktemp("calm"), calm)
-
-
-@pytest.fixture(scope="module")
-def calm_zoo(calm_zoo_at: Path, look: Look) -> Discovery:
-    return look(calm_zoo_at, seconds=60)
+def test_both_ways_find_the_same_in_the_examples(examples: Discovery, look_in_base: Look) -> None:
+    assert look_in_base(EXAMPLES) == examples
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_both_ways_find_the_same_in_broken_modules(
-    calm_zoo: Discovery, calm_zoo_at: Path, look_in_base: Look, isolation: str
+    zoo: Discovery, zoo_at: Path, look_in_base: Look, isolation: str
 ) -> None:
-    assert len(calm_zoo.broken) == 8
-    assert _facts(look_in_base(calm_zoo_at, isolation=isolation)) == _facts(calm_zoo)
+    assert len(zoo.broken) == 8
+    assert _facts(look_in_base(zoo_at, isolation=isolation)) == _facts(zoo)
+
+
+@pytest.fixture
+def among_secrets(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """An environment with secrets in it, and the one that is named."""
+    monkeypatch.setenv("FLOWLEDGER_DATABASE_URL", "postgresql://x")
+    monkeypatch.setenv("INNOCENT", "postgresql://u:hunter2@h/d")
+    monkeypatch.setenv("KEPT", "yes")
+    return ("hunter2",)
+
+
+@pytest.fixture(scope="module")
+def sees_at(tmp_path_factory: pytest.TempPathFactory, write: Write) -> Path:
+    place = tmp_path_factory.mktemp("sees")
+    write(place, {".env": "FROM_DOTENV=1\nFLOWLEDGER_PROJECT=p\nBORROWED=postgresql://u:hunter2@h/d\n"})
+    return write(place, {"sees.py": SEES, "json.py": "raise RuntimeError('not the real one')\n", "queue.py": "x = 1\n"})
+
+
+@pytest.fixture(scope="module")
+def seen(sees_at: Path, look: Look) -> Seen:
+    """By a module in an interpreter of its own, looked at once."""
+    kept: list[dict[str, Any]] = []
+
+    def once(secrets: tuple[str, ...]) -> dict[str, Any]:
+        if not kept:
+            kept.append(_seen(look(sees_at, secrets=secrets)))
+        return kept[0]
+
+    return once
+
+
+def _seen(found: Discovery) -> dict[str, Any]:
+    assert found.broken == ()
+    seen: dict[str, Any] = json.loads(found.flows[0].description)
+    for changes in ("CREWAI_STORAGE_DIR", "PYTEST_CURRENT_TEST"):
+        seen["environment"].pop(changes)
+    return seen
+
+
+def test_modules_see_no_secret_of_the_ledger(among_secrets: tuple[str, ...], seen: Seen) -> None:
+    environment = seen(among_secrets)["environment"]
+    assert (environment["KEPT"], environment["FROM_DOTENV"]) == ("yes", "1")
+    assert not [name for name in environment if name.startswith("FLOWLEDGER_") or "hunter2" in environment[name]]
+    assert not {"INNOCENT", "BORROWED"} & environment.keys()
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_modules_see_the_same_both_ways(
-    tmp_path: Path, write: Write, look: Look, look_in_base: Look, monkeypatch: pytest.MonkeyPatch, isolation: str
+    among_secrets: tuple[str, ...], sees_at: Path, seen: Seen, look_in_base: Look, isolation: str
 ) -> None:
-    monkeypatch.setenv("FLOWLEDGER_DATABASE_URL", "postgresql://x")
-    monkeypatch.setenv("INNOCENT", "postgresql://u:hunter2@h/d")
-    write(tmp_path, {".env": "FROM_DOTENV=1\nFLOWLEDGER_PROJECT=p\nBORROWED=postgresql://u:hunter2@h/d\n"})
-    write(tmp_path, {"sees.py": SEES, "json.py": "raise RuntimeError('not the real one')\n", "queue.py": "x = 1\n"})
-    here, there = (
-        look(tmp_path, secrets=("hunter2",)),
-        look_in_base(tmp_path, secrets=("hunter2",), isolation=isolation),
-    )
-    assert (here.broken, there.broken) == ((), ())
-    own, forked = (json.loads(found.flows[0].description) for found in (here, there))
-    for seen in (own, forked):
-        seen["environment"].pop("CREWAI_STORAGE_DIR")
-    assert forked == own
+    forked = _seen(look_in_base(sees_at, secrets=among_secrets, isolation=isolation))
+    assert forked == seen(among_secrets)
     assert forked["environment"]["FROM_DOTENV"] == "1"
     assert not [name for name in forked["environment"] if name.startswith("FLOWLEDGER_") or "hunter2" in name]
     assert not {"INNOCENT", "BORROWED"} & forked["environment"].keys()

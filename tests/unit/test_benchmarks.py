@@ -18,6 +18,7 @@ PROMISED = {
     "commands",
     "claim",
     "hot-flow",
+    "costs",
     "embedded",
     "cancel",
     "idle",

@@ -36,6 +36,7 @@ EVERY = (
     errors.TransitionRefused("completed cannot go to running"),
     errors.QueueFull(10_000),
     errors.PriceNotFound("gpt-x"),
+    errors.BudgetUsedUp("the day's budget of this flow is used up"),
 )
 SAID_ALONE = (errors.TransitionRefused,)
 

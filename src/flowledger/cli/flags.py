@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 from pydantic import ValidationError
@@ -25,17 +25,21 @@ def settings(**flags: Any) -> Settings:
         ) from invalid
 
 
-def moment(text: str | None, field: str) -> datetime | None:
-    """A point in time: ISO 8601 (local if no zone), or how long ago (`90m`, `24h`, `7d`). Raises InvalidInput."""
+def moment(text: str | None, field: str, *, zone: tzinfo | None = None) -> datetime | None:
+    """A point in time: ISO 8601, or how long ago (`90m`, `24h`, `7d`). Raises InvalidInput.
+
+    `zone` is that of a time that names none; None: local.
+    """
     if text is None:
         return None
     try:
         return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     try:
-        return datetime.fromisoformat(text).astimezone()
-    except ValueError as wrong:
+        given = datetime.fromisoformat(text)
+        return (given if given.tzinfo or zone is None else given.replace(tzinfo=zone)).astimezone()
+    except (ValueError, OverflowError) as wrong:
         raise InvalidInput(field, f"{text!r} is no time", "Give a date like 2026-11-26 or a span like 24h.") from wrong
 
 

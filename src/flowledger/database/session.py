@@ -26,6 +26,7 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from flowledger.errors import (
+    BudgetUsedUp,
     DatabaseBusy,
     DatabaseUnreachable,
     FlowledgerError,
@@ -239,6 +240,8 @@ def _told(error: psycopg.Error | PoolTimeout, conninfo: str) -> FlowledgerError 
             return TransitionRefused(message)
         case "FL006":
             return QueueFull(int(_diag(error, "message_detail") or 0))
+        case "FL007":
+            return BudgetUsedUp(message)
         case "42501":
             return PermissionRefused(message)
     if state[:2] in _BUSY:

@@ -135,6 +135,14 @@ async def _changed(connection: Connection, how: str, flow_key: str, values: dict
     return bool(row["changed"])
 
 
+async def find(connection: Connection, flow_key: str) -> UUID:
+    """The id of the flow with this key, active or not, if the session may see it. Raises FlowNotFound."""
+    row = await (await connection.execute(query("flows", "find"), {"key": flow_key})).fetchone()
+    if row is None:
+        raise FlowNotFound(flow_key)
+    return UUID(str(row["id"]))
+
+
 async def list_(connection: Connection) -> list[KnownFlow]:
     """The active flows, by key."""
     rows = await (await connection.execute(query("flows", "list"))).fetchall()

@@ -15,7 +15,18 @@ from flowledger.database.session import Connection
 from flowledger.domain.status import Status
 from flowledger.sql import query
 
-TABLES = ("executions", "timeline", "logs", "transitions", "cancel_wishes", "reruns")
+TABLES = (
+    "executions",
+    "timeline",
+    "logs",
+    "transitions",
+    "cancel_wishes",
+    "reruns",
+    "usage",
+    "repricings",
+    "repriced_calls",
+    "failures",
+)
 """What belongs to an execution, itself first, by the names that archives use."""
 
 

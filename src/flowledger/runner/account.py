@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Protocol
@@ -47,12 +47,20 @@ class Purse(Protocol):
         ...
 
 
-@dataclass
+@dataclass(frozen=True)
+class _SetAside:
+    """For one call: the most that it can take, in each book of the run's own budgets."""
+
+    worst: WorstCase
+    held: list[tuple[Spending, Reservation]]
+
+
+@dataclass(frozen=True)
 class _Open:
-    """A call that is being made: what began it, and what each budget has set aside for it."""
+    """A call that is being made. `aside` None: the run has no budget, or the call did not ask."""
 
     call: LlmCall
-    reservations: list[tuple[Spending, Reservation]] = field(default_factory=list)
+    aside: _SetAside | None = None
 
 
 class Account:
@@ -76,9 +84,10 @@ class Account:
         self._books = [Spending(budget) for budget in budgets]
         self._purse = purse
         self._open: dict[int, _Open] = {}
-        self._reserved: dict[int, list[tuple[Spending, Reservation]]] = {}
+        self._aside: dict[int, _SetAside] = {}
         self._ended: dict[int, None] = {}
-        self._refusal: Refusal | None = None
+        self.refusal: Refusal | None = None
+        """The call that could pass a budget, with which the run ends."""
         self._warnings: dict[str, None] = {}
         self._changed = asyncio.Event()
 
@@ -96,19 +105,19 @@ class Account:
         """
         number = int(question["call"])
         worst = self._worst_case(question)
-        while self._refusal is None and self._limits.decision is None:
+        while self.refusal is None and self._limits.decision is None:
             self._changed.clear()
             warned, refusal = await self._set_aside(number, worst)
             if refusal is None:
                 return {"answer": number, "verdict": "go", **({"warning": str(warned)} if warned else {})}
             if refusal.is_final:
-                self._refusal = refusal
+                self.refusal = refusal
                 self._limits.exceed(str(refusal))
             elif not question["patient"]:
                 return {"answer": number, "verdict": "wait", "reason": str(refusal)}
             else:
                 await self._change()
-        reason = str(self._refusal) if self._refusal is not None else "the run is ending"
+        reason = str(self.refusal) if self.refusal is not None else "the run is ending"
         return {"answer": number, "verdict": "stop", "reason": reason}
 
     async def _set_aside(self, number: int, worst: WorstCase) -> tuple[Refusal | None, Refusal | None]:
@@ -127,7 +136,7 @@ class Account:
                     _release(held)
                     return None, full
                 warnings.append(full)
-        self._reserved[number] = held
+        self._aside[number] = _SetAside(worst, held)
         self._warnings.update(dict.fromkeys(map(str, warnings)))
         return (warnings[0] if warnings else None), None
 
@@ -169,7 +178,7 @@ class Account:
             retries=int(fields.get("retries", 0)),
             sequence=event.sequence if kept else None,
         )
-        self._open[number] = _Open(call, self._reserved.pop(number, []))
+        self._open[number] = _Open(call, self._aside.pop(number, None))
 
     def ended(self, event: Event, status: CallStatus) -> None:
         """A call has ended. The end of one that was not seen to begin counts too."""
@@ -201,15 +210,14 @@ class Account:
         if call.usage is not None:
             price = self._prices.lookup(call.model, call.provider, call.started_at, call.usage.input_tokens)
         priced = PricedCall(call, price)
-        estimates = []
-        for book, reservation in opened.reservations:
-            if call.usage is None and call.status is CallStatus.FAILED:
-                book.release(reservation)
-            else:
+        if opened.aside is not None and call.usage is None and call.status is CallStatus.FAILED:
+            _release(opened.aside.held)
+        elif opened.aside is not None:
+            for book, reservation in opened.aside.held:
                 book.settle(reservation, call.usage, priced.cost_usd)
-                estimates.append(reservation.worst.usd)
-        if priced.cost_usd is None and call.status is not CallStatus.FAILED and any(estimates):
-            priced = replace(priced, estimated_usd=max(filter(None, estimates)))
+            if priced.cost_usd is None:
+                # Windows count it too, and these have no book here.
+                priced = replace(priced, estimated_usd=opened.aside.worst.usd)
         self.total += Total.of(call, price)
         self._keep(priced)
         self._changed.set()
@@ -237,7 +245,7 @@ class Account:
         facts: dict[str, Any] = {
             **self.total.as_metadata(),
             "budgets": budgets,
-            "budget_refused": str(self._refusal) if self._refusal is not None else None,
+            "budget_refused": str(self.refusal) if self.refusal is not None else None,
             "budget_warnings": list(self._warnings)[:10],
         }
         return {name: value for name, value in facts.items() if value}

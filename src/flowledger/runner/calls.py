@@ -9,6 +9,7 @@ class, `_track_token_usage_internal`, a private name that is looked for first; w
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import threading
 import time
@@ -46,14 +47,16 @@ class Calls:
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
+        self._given_back: list[int] = []
         self._open: dict[str, Call] = {}
         self._ended: dict[str, None] = {}
         self._failures: dict[Any, int] = {}
         self._lock = threading.Lock()
 
     def next_number(self) -> int:
-        """A number that is given once, whether or not the call is made."""
-        return next(self._numbers)
+        """A number that no other call has."""
+        with self._lock:
+            return heapq.heappop(self._given_back) if self._given_back else next(self._numbers)
 
     def begin(self, call_id: str, number: int, request: Any) -> Call:
         """`request` is the same for each attempt to make the same call."""
@@ -73,16 +76,17 @@ class Calls:
         """None when it has ended before, which CrewAI tells twice of some calls, or was never seen to begin."""
         with self._lock:
             call = self._open.pop(call_id, None)
+            self._remember(call_id)
             if call is None:
                 return None
-            self._remember(call_id)
             if failed and len(self._failures) < _MOST_ATTEMPTS:
                 self._failures[call.request] = call.retries + 1
             return call
 
-    def refuse(self, call_id: str) -> None:
-        """It is not made; what CrewAI tells of its end is to be left out."""
+    def refuse(self, call_id: str, number: int) -> None:
+        """It is not made: another call may have its number, and what CrewAI tells of its end is to be left out."""
         with self._lock:
+            heapq.heappush(self._given_back, number)
             self._remember(call_id)
 
     def has_ended(self, call_id: str) -> bool:

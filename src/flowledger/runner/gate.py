@@ -6,8 +6,9 @@ worker knows prices and what is spent, and the call waits for its answer.
 
 A call that has to wait for others to turn out cheaper must not hold up the event loop that these run on. There the
 attempt is given up with `RoomAwaited` and begun anew after a pause, by the function in which CrewAI retries async calls
-(`arun_with_rate_limit_retry`). A sync call inside an event loop, or a CrewAI without that function, cannot wait: it is
-refused.
+(`arun_with_rate_limit_retry`). A sync call inside an event loop, or a CrewAI without that function, cannot wait, and
+nor can a call inside another one, which would be waiting for itself: they are refused. The same function sees that a
+flow gives a call up before its end, as a timeout around it does, which CrewAI tells nobody.
 """
 
 from __future__ import annotations
@@ -28,7 +29,24 @@ _READ_BYTES = 65_536
 _SHORTEST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.5
 
-_may_begin_anew: ContextVar[bool] = ContextVar("flowledger_may_begin_anew", default=False)
+_CANNOT_WAIT = (
+    "it had to wait for calls that are being made, and {why} cannot. In an async method use `await llm.acall(...)`"
+)
+
+
+class Attempt:
+    """One attempt to make an async call. `given_up` is called when it is cancelled while the call is being made."""
+
+    def __init__(self) -> None:
+        self.given_up: Callable[[], None] = lambda: None
+
+
+_attempt: ContextVar[Attempt | None] = ContextVar("flowledger_attempt", default=None)
+
+
+def current_attempt() -> Attempt | None:
+    """None: the call that is being made is no async one."""
+    return _attempt.get()
 
 
 class RoomAwaited(BaseException):
@@ -70,14 +88,22 @@ class Gate:
 
     # -- Room ---------------------------------------------------------------------------------------------------------
 
-    def pass_through(self, number: int, llm: Any, event: Any) -> str | None:
+    @property
+    def asks(self) -> bool:
+        return self._asks
+
+    def pass_through(self, number: int, llm: Any, event: Any, *, inside_call: bool = False) -> str | None:
         """Lets an LLM call through; answers with a warning if there is one. Raises Refused, RoomAwaited."""
         if not self._asks:
             return None
-        may_begin_anew = _may_begin_anew.get()
-        answer = self._ask(number, {**_question(llm, event), "patient": not (may_begin_anew or _in_event_loop())})
+        may_begin_anew = _attempt.get() is not None and not inside_call
+        patient = not (inside_call or may_begin_anew or _in_event_loop())
+        answer = self._ask(number, {**_question(llm, event), "patient": patient})
         if answer["verdict"] == "wait" and may_begin_anew:
             raise RoomAwaited
+        if answer["verdict"] == "wait":
+            why = "a call inside another one" if inside_call else "a call that holds up its event loop"
+            raise Refused(f"{answer['reason']}; {_CANNOT_WAIT.format(why=why)}")
         if answer["verdict"] != "go":
             raise Refused(answer["reason"])
         warning = answer.get("warning")
@@ -135,17 +161,21 @@ def let_async_calls_wait() -> None:
 
 
 async def _begun_anew_until_there_is_room(operation: Callable[[], Awaitable[Any]]) -> Any:
-    token = _may_begin_anew.set(True)
     pause = _SHORTEST_PAUSE_SECONDS
-    try:
-        while True:
-            try:
-                return await operation()
-            except RoomAwaited:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
-    finally:
-        _may_begin_anew.reset(token)
+    while True:
+        attempt = Attempt()
+        token = _attempt.set(attempt)
+        try:
+            return await operation()
+        except RoomAwaited:
+            pass
+        except asyncio.CancelledError:
+            attempt.given_up()
+            raise
+        finally:
+            _attempt.reset(token)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
 
 def _question(llm: Any, event: Any) -> dict[str, Any]:

@@ -18,14 +18,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flowledger.runner import changes
 from flowledger.runner.calls import Call, Calls, whole_usage
 from flowledger.runner.encode import clean
-from flowledger.runner.gate import Gate, Refused, RoomAwaited
+from flowledger.runner.gate import Gate, Refused, RoomAwaited, current_attempt
 
 Emit = Callable[[dict[str, Any]], None]
 Keep = Callable[[Any], Any]
@@ -236,29 +236,53 @@ class Listener:
 
     def _let_through(self, llm: Any, event: Any) -> int | None:
         """The call's number. Raises CrewAI's HookAborted when it may not be made."""
+        number = self._calls.next_number()
         try:
-            number = self._calls.next_number()
-            warning = self._gate.pass_through(number, llm, event)
+            warning = self._gate.pass_through(number, llm, event, inside_call=self._is_inside_call(event))
         except Refused as refused:
-            self._refuse(llm, event, refused.reason)
+            self._refuse(llm, event, number, refused.reason)
             _abort(refused.reason)
         except RoomAwaited:
             with contextlib.suppress(Exception):
-                self._calls.refuse(event.call_id)
+                self._calls.refuse(event.call_id, number)
                 _leave_scope()
             raise
         except Exception:
-            return None
+            return number
         if warning is not None:
             self._warn(warning)
         return number
 
-    def _refuse(self, llm: Any, event: Any, reason: str) -> None:
+    def _is_inside_call(self, event: Any) -> bool:
+        """Whether it is made by a tool that another call runs, which ends only after it."""
+        if not self._gate.asks:
+            return False
+        with self._lock:
+            return any(begun.subject == "llm" for begun in self._enclosing(self._parent_of(event)))
+
+    def _refuse(self, llm: Any, event: Any, number: int, reason: str) -> None:
         with contextlib.suppress(Exception), self._lock:
-            self._calls.refuse(event.call_id)
+            self._calls.refuse(event.call_id, number)
             parent = self._parent_of(event)
             fields = {"reason": reason[:_LONGEST_FIELD], "provider": _provider(llm), **self._around(parent, event)}
             self._tell("llm_refused", self._text(event.model), fields, parent=parent)
+
+    def _give_up(self, llm: Any, event: Any) -> None:
+        """The flow cancelled the call, and CrewAI tells nobody. It may have been billed."""
+        with contextlib.suppress(Exception), self._lock:
+            begun = self._open.pop(event.call_id, None)
+            if begun is None:
+                return
+            fields = {
+                "call_id": event.call_id,
+                "error_type": "CancelledError",
+                "error": "given up by the flow before it ended",
+                "abandoned": True,
+                **self._call_ends(llm, event, failed=True),
+                "duration_ms": _milliseconds_since(begun.at),
+            }
+            self._tell("llm_failed", begun.name, fields, parent=begun.parent, began=begun.sequence)
+            _leave_scope_of(event)
 
     def _warn(self, warning: str) -> None:
         with contextlib.suppress(Exception), self._lock:
@@ -314,7 +338,7 @@ class Listener:
             fields.update(self._call_ends(source, event, failed=kind == "llm_failed"))
         state = self._state(source, event, kind)
         if begun is not None:
-            fields["duration_ms"] = round((time.monotonic_ns() - begun.at) / 1e6, 3)
+            fields["duration_ms"] = _milliseconds_since(begun.at)
             fields.update(_changes(begun.state, state))
             begun.state = None
             name = name or begun.name
@@ -375,18 +399,23 @@ class Listener:
     def _around(self, parent: int | None, event: Any) -> dict[str, Any]:
         """The method, crew, agent and task in which a call is made."""
         names: dict[str, Any] = {}
-        for _ in range(_MOST_DEPTH):
-            begun = self._begun.get(parent) if parent is not None else None
-            if begun is None:
-                break
+        for begun in self._enclosing(parent):
             if field := _OF_CALL.get(begun.subject):
                 names.setdefault(field, begun.name)
-            parent = begun.parent
         given = vars(event)
         return {
             **names,
             **{field: self._text(given[field]) for field in ("agent_role", "task_name") if given.get(field)},
         }
+
+    def _enclosing(self, parent: int | None) -> Iterator[_Begun]:
+        """What lies around it, from the inside out."""
+        for _ in range(_MOST_DEPTH):
+            begun = self._begun.get(parent) if parent is not None else None
+            if begun is None:
+                return
+            yield begun
+            parent = begun.parent
 
     def _name(self, event: Any, field: str) -> str:
         given = vars(event)
@@ -452,6 +481,8 @@ class Listener:
         # The same request again: from the same place, to the same model, of the same size.
         request = (parent, event.model, str(vars(event).get("messages"))[-200:])
         call = self._calls.begin(event.call_id, number or self._calls.next_number(), request)
+        if (attempt := current_attempt()) is not None:
+            attempt.given_up = lambda: self._give_up(llm, event)
         fields: dict[str, Any] = {"call": call.number, "provider": _provider(llm), **self._around(parent, event)}
         if call.retries:
             fields["retries"] = call.retries
@@ -526,6 +557,17 @@ def _leave_scope() -> None:
     from crewai.events.event_context import pop_event_scope
 
     pop_event_scope()
+
+
+def _leave_scope_of(event: Any) -> None:
+    from crewai.events.event_context import get_current_parent_id
+
+    if get_current_parent_id() == event.event_id:
+        _leave_scope()
+
+
+def _milliseconds_since(at: int) -> float:
+    return round((time.monotonic_ns() - at) / 1e6, 3)
 
 
 def _tap_bus(hear: Callable[[Any, Any], None]) -> bool:

@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from dataclasses import dataclass, field
 
+from flowledger.domain.budget import Refusal
 from flowledger.domain.execution import JsonObject, Outcome
 from flowledger.domain.status import Status
 from flowledger.runner.account import Account
@@ -33,6 +34,8 @@ class Evidence:
     python_version: str
     bounds: Bounds = field(default_factory=Bounds)
     report: JsonObject | None = None
+    refused_before: Refusal | None = None
+    """The LLM call that was refused before the report: the flow may have swallowed that."""
     state_so_far: JsonObject | None = None
     """What a run that is killed leaves: its state after the last step that it ended."""
     frames_broken: bool = False
@@ -57,6 +60,9 @@ def conclude(evidence: Evidence, decision: Decision | None, account: Account) ->
         verdict = _Verdict(Status.FAILED, ErrorType.LEASE_LOST, "no renewal of the lease reached the flow's processes")
     elif report.get("kind") == "result":
         verdict = _Verdict(Status.COMPLETED)
+    elif report.get("stopped"):
+        # Nobody decided to end the run, so this was a call that there was room for later only, and that cannot wait.
+        verdict = _Verdict(Status.FAILED, ErrorType.BUDGET_EXCEEDED, report["error_message"])
     elif report.get("kind") == "error" and "exit_status" not in report:
         verdict = _Verdict(Status.FAILED, report["error_type"], report["error_message"])
     elif evidence.exceeded is not None:

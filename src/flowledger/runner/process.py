@@ -113,7 +113,10 @@ async def run(
 
 
 async def _wait_for_end_or_decision(process: _Process, order: Order, limits: Limits) -> Decision | None:
-    """None when the run ended by itself. A flow that has reported is only waited for, whatever is decided later."""
+    """None when the run ended by itself. A flow that has reported is only waited for, whatever is decided later.
+
+    What was decided before is another thing: it may have reported because of that, and before anybody here woke up.
+    """
     async with asyncio.TaskGroup() as group:
         waits = {group.create_task(wait) for wait in (process.gone(), process.reported(), limits.decided())}
         with contextlib.suppress(TimeoutError):
@@ -129,7 +132,7 @@ async def _wait_for_end_or_decision(process: _Process, order: Order, limits: Lim
     if not await process.is_gone_within(0 if _is_lost(limits) else _LEAVE_SECONDS):
         await process.kill()
     # What the flow reported is how it ended. Whether it still counts when the lease is lost, its fence decides.
-    return None
+    return limits.decision if process.was_told_to_end else None
 
 
 def _is_lost(limits: Limits) -> bool:
@@ -279,6 +282,7 @@ class _Process:
                 self._evidence.state_so_far = message
             case "result" | "error" if self._evidence.report is None:
                 self._evidence.report = message
+                self._evidence.refused_before = self._account.refusal
                 self._timeline.count_to(message.get("events", 0))
                 self._reported.set()
 
@@ -300,7 +304,9 @@ class _Process:
                 case EventKind.LLM_COMPLETED:
                     self._account.ended(event, CallStatus.COMPLETED)
                 case EventKind.LLM_FAILED:
-                    self._account.ended(event, CallStatus.FAILED)
+                    # What the flow gave up may have been billed all the same.
+                    gave_up = event.fields.get("abandoned") is True
+                    self._account.ended(event, CallStatus.UNKNOWN if gave_up else CallStatus.FAILED)
                 case EventKind.METHOD_FAILED:
                     self._evidence.failed_steps[event.name] += 1
 
@@ -323,6 +329,12 @@ class _Process:
     @property
     def has_reported(self) -> bool:
         return self._reported.is_set()
+
+    @property
+    def was_told_to_end(self) -> bool:
+        """The flow's report is an answer to our wish: it says so itself, or a call of its was refused before."""
+        evidence = self._evidence
+        return evidence.refused_before is not None or bool(evidence.report and evidence.report.get("stopped"))
 
     @property
     def is_gone(self) -> bool:

@@ -1,4 +1,4 @@
-"""Finds dead leases and queue deadlines that passed, and writes what is true; brings the flows' counters up to date.
+"""Finds dead leases and queue deadlines that passed, and writes what is true; brings counters and sums up to date.
 
 Every worker reaps, and one is enough: the database decides with its own clock who is dead.
 """
@@ -12,7 +12,7 @@ import structlog
 
 from flowledger.database.session import Database
 from flowledger.errors import FlowledgerError
-from flowledger.ledger import executions, flows
+from flowledger.ledger import executions, flows, usage
 from flowledger.worker.trouble import Trouble
 
 _log = structlog.get_logger("flowledger.reaper")
@@ -29,6 +29,7 @@ async def keep_reaping(database: Database, *, grace_seconds: float, pause_second
                 for execution in await executions.expire(connection):
                     _log.warning("execution_expired", execution=str(execution))
                 await flows.fold_counts(connection)
+                await usage.fold(connection)
         except FlowledgerError as error:
             trouble.met(error)
         else:

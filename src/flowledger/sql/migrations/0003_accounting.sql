@@ -63,7 +63,7 @@ begin
       using errcode = 'FL001';
   end if;
 
-  if new.metadata ? 'on_budget' and new.metadata ->> 'on_budget' not in ('stop', 'warn') then
+  if new.metadata ? 'on_budget' and coalesce(new.metadata ->> 'on_budget', '') not in ('stop', 'warn') then
     raise exception 'metadata.on_budget must be "stop" or "warn", not %', new.metadata -> 'on_budget'
       using errcode = 'FL001';
   end if;
@@ -172,6 +172,8 @@ begin
     end;
     if lease.execution_id is not null then
       perform flowledger.announce_free_place(new.flow_id);
+    end if;
+    if old.status = 'running' then
       delete from flowledger.reservations where execution_id = new.id;
     end if;
     perform flowledger.count_ended(new);
@@ -201,6 +203,7 @@ declare
   orphan uuid;
   lease flowledger.leases;
   verdict text;
+  asked jsonb;
   used record;
 begin
   perform set_config('flowledger.actor', 'reaper', true);
@@ -225,20 +228,19 @@ begin
       else 'failed'
     end;
     perform flowledger.note_lost_calls(orphan);
-    used := flowledger.usage_total(orphan);
+    select * into used from flowledger.usage_total(orphan);
+    select executions.metadata into asked from public.crewai_flow_executions as executions where executions.id = orphan;
     update public.crewai_flow_executions as executions
     set status = verdict,
-        token_count = least(used.token_count, 2147483647),
-        cost_usd = least(used.cost_usd, 999999.9999),
+        -- least() alone would make the bound of what is not known.
+        token_count = case when used.token_count is not null then least(used.token_count, 2147483647) end,
+        cost_usd = case when used.cost_usd is not null then least(used.cost_usd, 999999.9999) end,
         metadata = coalesce(executions.metadata, '{}') || used.metadata,
         error_type = case verdict when 'cancelled' then 'Cancelled' when 'timeout' then 'Timeout' else 'WorkerLost' end,
         error_message = 'The worker that ran this execution stopped renewing its lease. '
           || 'How the flow ended is not known; its effects may have happened.'
     where executions.id = orphan;
-    perform flowledger.retry_if_due(
-      orphan,
-      (select executions.metadata from public.crewai_flow_executions as executions where executions.id = orphan),
-      how_it_ended_is_known => false);
+    perform flowledger.retry_if_due(orphan, asked, how_it_ended_is_known => false);
     return query select orphan, verdict;
   end loop;
 
@@ -399,6 +401,7 @@ create table if not exists flowledger.unfolded_spending (
   reasoning_tokens     bigint not null default 0,
   cost_usd             numeric not null default 0,
   estimated_usd        numeric not null default 0,
+  estimated_tokens     bigint not null default 0,
   repriced_usd         numeric not null default 0
 ) with (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
 comment on table flowledger.unfolded_spending is 'Amounts not yet added to flowledger.spending.';
@@ -421,6 +424,7 @@ create table if not exists flowledger.spending (
   reasoning_tokens     bigint not null default 0,
   cost_usd             numeric not null default 0,
   estimated_usd        numeric not null default 0,
+  estimated_tokens     bigint not null default 0,
   repriced_usd         numeric not null default 0,
   constraint spending_pkey primary key (dimension, day, key),
   constraint dimension_is_known check (dimension in ('flow', 'user', 'model', 'mode', 'meeting'))
@@ -432,6 +436,9 @@ comment on column flowledger.spending.failed is 'Executions that ended as failed
 comment on column flowledger.spending.unknown_calls is 'Calls that nobody reported tokens of, failed ones left out.';
 comment on column flowledger.spending.unpriced_calls is
   'Calls whose tokens are known and whose price is not, not even by a later one: cost_usd and repriced_usd lack them.';
+comment on column flowledger.spending.estimated_usd is
+  'What was set aside for calls that nobody knows the cost of: it counts in windows and never as a cost.';
+comment on column flowledger.spending.estimated_tokens is 'The same of calls that nobody reported tokens of.';
 comment on column flowledger.spending.repriced_usd is 'What later prices add to cost_usd, or take from it.';
 create index if not exists spending_of_key on flowledger.spending (dimension, key, day);
 
@@ -439,18 +446,21 @@ create index if not exists spending_of_key on flowledger.spending (dimension, ke
 create or replace view flowledger.spending_now as
   select * from flowledger.spending
   union all
-  select along.dimension, waiting.day, along.key, waiting.executions, waiting.failed, waiting.calls,
-         waiting.failed_calls, waiting.unknown_calls, waiting.unpriced_calls, waiting.input_tokens,
-         waiting.cached_input_tokens, waiting.cache_write_tokens, waiting.output_tokens, waiting.reasoning_tokens,
-         waiting.cost_usd, waiting.estimated_usd, waiting.repriced_usd
-  from flowledger.unfolded_spending as waiting
-  cross join lateral (values
-    ('flow', waiting.flow_id::text),
-    ('user', coalesce(waiting.executed_by::text, '')),
-    ('mode', coalesce(waiting.execution_mode, '')),
-    ('meeting', coalesce(waiting.board_meeting_id::text, '')),
-    ('model', coalesce(waiting.model, ''))
-  ) as along (dimension, key);
+  select along.dimension, waiting.day,
+         case along.dimension
+           when 'flow' then waiting.flow_id::text
+           when 'user' then coalesce(waiting.executed_by::text, '')
+           when 'mode' then coalesce(waiting.execution_mode, '')
+           when 'meeting' then coalesce(waiting.board_meeting_id::text, '')
+           else coalesce(waiting.model, '')
+         end,
+         waiting.executions, waiting.failed, waiting.calls, waiting.failed_calls, waiting.unknown_calls,
+         waiting.unpriced_calls, waiting.input_tokens, waiting.cached_input_tokens, waiting.cache_write_tokens,
+         waiting.output_tokens, waiting.reasoning_tokens, waiting.cost_usd, waiting.estimated_usd,
+         waiting.estimated_tokens, waiting.repriced_usd
+  -- In this order, so that whoever asks for one dimension makes nothing of the others.
+  from (values ('flow'), ('user'), ('mode'), ('meeting'), ('model')) as along (dimension)
+  cross join flowledger.unfolded_spending as waiting;
 comment on view flowledger.spending_now is 'flowledger.spending with what is not yet folded into it: sum over its rows.';
 
 -- Adds what was appended to the sums. Any number of callers at a time; each amount is added once.
@@ -468,12 +478,14 @@ begin
   ), added as (
     insert into flowledger.spending as known (
       dimension, day, key, executions, failed, calls, failed_calls, unknown_calls, unpriced_calls, input_tokens,
-      cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_usd, estimated_usd, repriced_usd
+      cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_usd, estimated_usd,
+      estimated_tokens, repriced_usd
     )
     select along.dimension, gone.day, along.key, sum(gone.executions), sum(gone.failed), sum(gone.calls),
            sum(gone.failed_calls), sum(gone.unknown_calls), sum(gone.unpriced_calls), sum(gone.input_tokens),
            sum(gone.cached_input_tokens), sum(gone.cache_write_tokens), sum(gone.output_tokens),
-           sum(gone.reasoning_tokens), sum(gone.cost_usd), sum(gone.estimated_usd), sum(gone.repriced_usd)
+           sum(gone.reasoning_tokens), sum(gone.cost_usd), sum(gone.estimated_usd), sum(gone.estimated_tokens),
+           sum(gone.repriced_usd)
     from gone
     cross join lateral (values
       ('flow', gone.flow_id::text),
@@ -499,6 +511,7 @@ begin
         reasoning_tokens = known.reasoning_tokens + excluded.reasoning_tokens,
         cost_usd = known.cost_usd + excluded.cost_usd,
         estimated_usd = known.estimated_usd + excluded.estimated_usd,
+        estimated_tokens = known.estimated_tokens + excluded.estimated_tokens,
         repriced_usd = known.repriced_usd + excluded.repriced_usd
   )
   select count(*) into folded from gone;
@@ -579,11 +592,16 @@ as $$
   from flowledger.budgets as budgets
   cross join lateral (
     select coalesce(sum(amounts.cost_usd + amounts.estimated_usd), 0) as usd,
-           coalesce(sum(amounts.input_tokens + amounts.output_tokens), 0)::bigint as tokens
+           coalesce(sum(amounts.input_tokens + amounts.output_tokens + amounts.estimated_tokens), 0)::bigint as tokens
     from flowledger.spending_now as amounts
     where amounts.day >= date_trunc(budgets.period, now() at time zone 'UTC')::date
+      -- Each dimension holds the whole, and that of the modes has the fewest rows. Named, so that the index finds them.
       and amounts.dimension = case budgets.scope when 'everything' then 'mode' else budgets.scope end
-      and (budgets.scope = 'everything' or amounts.key = case budgets.scope when 'flow' then flow else by_user end::text)
+      and amounts.key = any (case budgets.scope
+                               when 'everything' then array['manual', 'scheduled', 'triggered', '']
+                               when 'flow' then array[flow::text]
+                               else array[by_user::text]
+                             end)
   ) as spent
   cross join lateral (
     select coalesce(sum(waiting.usd), 0) as usd, coalesce(sum(waiting.tokens), 0)::bigint as tokens
@@ -601,18 +619,21 @@ as $$
         end
 $$;
 
--- Why nothing of this flow and user may start: a window that is used up. NULL: none is.
+-- Why nothing of this flow and user may start: a window that is used up. NULL: none is. It is told to the user, so it holds
+-- no amounts but of the user's own window: the others tell what everybody spends.
 create or replace function flowledger.used_up(flow uuid, by_user uuid) returns text
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select format('the %s''s budget of %s is used up: %s of %s',
+  select format('the %s''s budget of %s is used up',
                 windows.period,
-                case windows.scope when 'flow' then 'this flow' when 'user' then 'this user' else 'everything' end,
-                case when windows.spent_usd >= windows.limit_usd then '$' || trim_scale(windows.spent_usd)
-                     else windows.spent_tokens || ' tokens' end,
-                case when windows.spent_usd >= windows.limit_usd then '$' || trim_scale(windows.limit_usd)
-                     else windows.limit_tokens::text end)
+                case windows.scope when 'flow' then 'this flow' when 'user' then 'this user' else 'everything' end)
+         || case
+              when windows.scope <> 'user' then ''
+              when windows.spent_usd >= windows.limit_usd
+                then format(': $%s of $%s', trim_scale(windows.spent_usd), trim_scale(windows.limit_usd))
+              else format(': %s of %s tokens', windows.spent_tokens, windows.limit_tokens)
+            end
   from flowledger.windows(flow, by_user) as windows
   where windows.on_reach = 'stop'
     and (windows.spent_usd >= windows.limit_usd or windows.spent_tokens >= windows.limit_tokens)
@@ -622,7 +643,8 @@ $$;
 
 -- Sets aside the most that a call can take, in every window that its execution falls into. No row: it may be made. A row is
 -- the window that has no room: `is_final` false means that there is some as soon as calls that are being made turn out
--- cheaper. A window that only warns is told with `is_warning`, and the call may be made.
+-- cheaper. A window that only warns is told with `is_warning`, and the call may be made. Asking again for the same call
+-- begins anew, so that a lost answer may be asked for again.
 create or replace function flowledger.reserve(
   execution uuid, fence bigint, number integer, usd numeric, tokens bigint
 ) returns table (
@@ -637,6 +659,9 @@ declare
   by_user uuid;
   may_be_made boolean := true;
 begin
+  -- Whoever ends the execution waits meanwhile, and then finds what was set aside. The ledger row comes first in the order
+  -- of locks.
+  perform from public.crewai_flow_executions as executions where executions.id = execution for share;
   select leases.flow_id, leases.executed_by into flow, by_user
   from flowledger.leases as leases
   where leases.execution_id = execution and leases.fence = reserve.fence;
@@ -653,6 +678,9 @@ begin
   if not found then
     return;
   end if;
+
+  delete from flowledger.reservations as reservations
+  where reservations.execution_id = execution and reservations.number = reserve.number;
 
   for scope, period, unit, spent, reserved, limit_, is_final, is_warning in
     select windows.scope, windows.period, full_.unit, full_.spent, full_.reserved, full_.limit_,
@@ -672,8 +700,7 @@ begin
 
   if may_be_made then
     insert into flowledger.reservations (execution_id, number, flow_id, executed_by, usd, tokens)
-    values (execution, number, flow, by_user, usd, tokens)
-    on conflict do nothing;
+    values (execution, number, flow, by_user, usd, tokens);
   end if;
 end
 $$;
@@ -695,6 +722,43 @@ as $$
   select case when jsonb_typeof(given) = 'number' or given #>> '{}' ~ '^[0-9]{1,12}(\.[0-9]{1,12})?$' then
     case when (given #>> '{}')::numeric between 0 and 999999999999 then (given #>> '{}')::numeric end
   end
+$$;
+
+-- The same for what is counted: a whole number that fits an integer.
+create or replace function flowledger.count_of(given jsonb) returns integer
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when flowledger.amount_of(given) <= 2147483647 and flowledger.amount_of(given) % 1 = 0
+    then flowledger.amount_of(given)::integer
+  end
+$$;
+
+-- Sets what may be spent in a window, or changes it. Answers its id.
+create or replace function flowledger.set_budget(
+  scope text, flow uuid, by_user uuid, period text, usd numeric, tokens bigint, on_reach text
+) returns bigint
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  insert into flowledger.budgets as known (scope, flow_id, user_id, period, usd, tokens, on_reach, set_by)
+  values (scope, flow, by_user, period, usd, tokens, on_reach, flowledger.caller())
+  on conflict (scope, coalesce(flow_id, '00000000-0000-0000-0000-000000000000'),
+               coalesce(user_id, '00000000-0000-0000-0000-000000000000'), period)
+  do update set usd = excluded.usd, tokens = excluded.tokens, on_reach = excluded.on_reach, set_by = excluded.set_by,
+                set_at = excluded.set_at
+  returning id
+$$;
+
+-- Takes a window away. Answers whether it was there.
+create or replace function flowledger.remove_budget(budget bigint) returns boolean
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  with removed as (
+    delete from flowledger.budgets where id = budget returning 1
+  )
+  select exists (select from removed)
 $$;
 
 -- =====================================================================================================================
@@ -728,12 +792,18 @@ create table if not exists flowledger.usage (
   price                jsonb,
   cost_usd             numeric,
   estimated_usd        numeric,
+  estimated_tokens     bigint,
   constraint usage_pkey primary key (execution_id, number),
   constraint status_is_completed_failed_or_unknown check (status in ('completed', 'failed', 'unknown')),
   constraint tokens_are_all_known_or_all_unknown
     check (num_nulls(input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens) in (0, 5)),
   constraint tokens_are_counted_from_zero
-    check (least(input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens) >= 0),
+    check (least(input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
+                 estimated_tokens) >= 0),
+  -- So large that no call is, and so small that sums over millions of calls stay numbers.
+  constraint no_call_has_a_trillion_tokens
+    check (greatest(input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
+                    estimated_tokens) < 1000000000000),
   constraint money_is_counted_from_zero
     check (cost_usd >= 0 and cost_usd <> 'NaN' and estimated_usd >= 0 and estimated_usd <> 'NaN'),
   constraint a_cost_has_tokens_and_a_price check (cost_usd is null or (input_tokens is not null and price is not null))
@@ -753,6 +823,7 @@ comment on column flowledger.usage.price is 'USD per million tokens of each clas
 comment on column flowledger.usage.cost_usd is 'Exact. NULL: unknown, for want of tokens or of a price.';
 comment on column flowledger.usage.estimated_usd is
   'What a budget had set aside for a call that nobody knows the cost of: it counts in windows and never as a cost.';
+comment on column flowledger.usage.estimated_tokens is 'The same of a call that nobody reported tokens of.';
 create index if not exists usage_of_model on flowledger.usage (model, started_at);
 
 -- Prices that the team has set itself. They come before those of any catalogue.
@@ -810,7 +881,8 @@ comment on column flowledger.repriced_calls.price is 'As in flowledger.usage.';
 comment on column flowledger.repriced_calls.cost_usd is 'Exact.';
 
 -- Adds calls of executions that are still held under the given fence, and their sums to what was spent. Repeating it adds
--- nothing. `calls` are rows of flowledger.usage as JSON.
+-- nothing. `calls` are rows of flowledger.usage as JSON. What was set aside for a call is free again; where nobody knows
+-- what it took, that is kept as the estimate.
 create or replace function flowledger.append_usage(executions uuid[], fences bigint[], calls jsonb[]) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -818,8 +890,14 @@ as $$
 declare
   added bigint;
 begin
+  -- Whoever ends one of them waits meanwhile, and then finds all its calls. One order for all.
+  perform from public.crewai_flow_executions as ledger
+  where ledger.id = any (executions)
+  order by ledger.id
+  for share;
+
   with given as (
-    select held.execution_id, call.*
+    select held.execution_id, call.*, reservations.usd as reserved_usd, reservations.tokens as reserved_tokens
     from unnest(executions, fences, calls) as held (execution_id, fence, call)
     join flowledger.leases as leases using (execution_id, fence)
     cross join lateral jsonb_to_record(held.call) as call (
@@ -827,17 +905,22 @@ begin
       agent text, task text, started_at timestamptz, latency_ms double precision, first_token_ms double precision,
       finish_reason text, retries integer, input_tokens bigint, cached_input_tokens bigint, cache_write_tokens bigint,
       output_tokens bigint, reasoning_tokens bigint, price jsonb, cost_usd numeric, estimated_usd numeric)
+    left join flowledger.reservations as reservations
+      on reservations.execution_id = held.execution_id and reservations.number = call.number
   ), appended as (
     insert into flowledger.usage as usage (
       execution_id, number, sequence, call_id, status, model, provider, step, crew, agent, task, started_at, latency_ms,
       first_token_ms, finish_reason, retries, input_tokens, cached_input_tokens, cache_write_tokens, output_tokens,
-      reasoning_tokens, price, cost_usd, estimated_usd
+      reasoning_tokens, price, cost_usd, estimated_usd, estimated_tokens
     )
     select given.execution_id, given.number, given.sequence, given.call_id, given.status, given.model, given.provider,
            given.step, given.crew, given.agent, given.task, given.started_at, given.latency_ms, given.first_token_ms,
            given.finish_reason, coalesce(given.retries, 0), given.input_tokens, given.cached_input_tokens,
            given.cache_write_tokens, given.output_tokens, given.reasoning_tokens, given.price, given.cost_usd,
-           given.estimated_usd
+           -- A call that failed without a word of tokens took none.
+           case when given.cost_usd is null
+             then coalesce(given.estimated_usd, case when given.status <> 'failed' then given.reserved_usd end) end,
+           case when given.input_tokens is null and given.status <> 'failed' then given.reserved_tokens end
     from given
     on conflict do nothing
     returning usage.*
@@ -849,7 +932,7 @@ begin
     insert into flowledger.unfolded_spending (
       day, flow_id, executed_by, execution_mode, board_meeting_id, model, calls, failed_calls, unknown_calls,
       unpriced_calls, input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_usd,
-      estimated_usd
+      estimated_usd, estimated_tokens
     )
     select (appended.started_at at time zone 'UTC')::date, ledger.flow_id, ledger.executed_by, ledger.execution_mode,
            ledger.board_meeting_id, appended.model, count(*),
@@ -859,7 +942,7 @@ begin
            coalesce(sum(appended.input_tokens), 0), coalesce(sum(appended.cached_input_tokens), 0),
            coalesce(sum(appended.cache_write_tokens), 0), coalesce(sum(appended.output_tokens), 0),
            coalesce(sum(appended.reasoning_tokens), 0), coalesce(sum(appended.cost_usd), 0),
-           coalesce(sum(appended.estimated_usd), 0)
+           coalesce(sum(appended.estimated_usd), 0), coalesce(sum(appended.estimated_tokens), 0)
     from appended
     join public.crewai_flow_executions as ledger on ledger.id = appended.execution_id
     group by 1, ledger.flow_id, ledger.executed_by, ledger.execution_mode, ledger.board_meeting_id, appended.model
@@ -870,7 +953,8 @@ end
 $$;
 
 -- What the calls of an execution used and cost, by the rule of domain/usage.Total: the row's token_count and cost_usd,
--- and the metadata that tells more. NULL instead of 0 where it is not known.
+-- and the metadata that tells more. NULL instead of 0 where it is not known; of a run that nobody saw to its end, that
+-- holds of one without any call too.
 create or replace function flowledger.usage_total(
   execution uuid, out token_count bigint, out cost_usd numeric, out metadata jsonb
 )
@@ -889,12 +973,12 @@ as $$
            coalesce(sum(output_tokens), 0)::bigint as output_tokens,
            coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens,
            coalesce(sum(usage.cost_usd), 0) as priced_usd,
-           array_agg(distinct model order by model)
+           array_agg(distinct model collate "C" order by model collate "C")
              filter (where input_tokens is not null and usage.cost_usd is null) as unpriced_models,
-           array_agg(distinct model order by model)
+           array_agg(distinct model collate "C" order by model collate "C")
              filter (where input_tokens is null and status <> 'failed') as unreported_models,
-           array_agg(distinct (price ->> 'source') || ' ' || (price ->> 'version')
-                     order by (price ->> 'source') || ' ' || (price ->> 'version'))
+           array_agg(distinct ((price ->> 'source') || ' ' || (price ->> 'version')) collate "C"
+                     order by ((price ->> 'source') || ' ' || (price ->> 'version')) collate "C")
              filter (where usage.cost_usd is not null) as prices
     from flowledger.usage as usage
     where execution_id = execution
@@ -918,39 +1002,46 @@ as $$
   from judged
 $$;
 
--- Before the row of a lost run is written: calls that its timeline saw begin and nobody saw end are calls too.
+-- Before the row of a lost run is written: calls that its timeline saw begin and nobody saw end are calls too, and so are
+-- those that room was set aside for before their beginning was written. What the timeline holds came from the flow's own
+-- process and may be anything.
 create or replace function flowledger.note_lost_calls(execution uuid) returns void
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
-  with lost as (
-    select begun.sequence, (begun.fields ->> 'call')::integer as number, begun.fields, begun.name, begun.at,
-           reservations.usd as estimated_usd
-    from flowledger.timeline as begun
-    left join flowledger.reservations as reservations
-      on reservations.execution_id = begun.execution_id
-     and reservations.number = (begun.fields ->> 'call')::integer
-    where begun.execution_id = note_lost_calls.execution
-      and begun.kind = 'llm_started'
-      and begun.fields ? 'call'
+  with begun as (
+    select flowledger.count_of(events.fields -> 'call') as number, events.*
+    from flowledger.timeline as events
+    where events.execution_id = execution and events.kind = 'llm_started' and events.fields ? 'call'
+  ), reserved as (
+    select * from flowledger.reservations where execution_id = execution
+  ), lost as (
+    select coalesce(begun.number, reserved.number) as number, begun.sequence, begun.fields,
+           coalesce(begun.name, 'unknown') as model, coalesce(begun.at, reserved.reserved_at) as at,
+           reserved.usd as estimated_usd, reserved.tokens as estimated_tokens
+    from begun
+    full join reserved on reserved.number = begun.number
   ), noted as (
     insert into flowledger.usage as usage (
       execution_id, number, sequence, call_id, status, model, provider, step, crew, agent, task, started_at, retries,
-      estimated_usd
+      estimated_usd, estimated_tokens
     )
-    select execution, lost.number, lost.sequence, coalesce(lost.fields ->> 'call_id', ''), 'unknown', lost.name,
+    select execution, lost.number, lost.sequence, coalesce(lost.fields ->> 'call_id', ''), 'unknown', lost.model,
            coalesce(lost.fields ->> 'provider', 'unknown'), lost.fields ->> 'method', lost.fields ->> 'crew_name',
            lost.fields ->> 'agent_role', lost.fields ->> 'task_name', lost.at,
-           coalesce((lost.fields ->> 'retries')::integer, 0), lost.estimated_usd
+           coalesce(flowledger.count_of(lost.fields -> 'retries'), 0), lost.estimated_usd, lost.estimated_tokens
     from lost
+    where lost.number is not null
     on conflict do nothing
     returning usage.*
   )
   insert into flowledger.unfolded_spending (
-    day, flow_id, executed_by, execution_mode, board_meeting_id, model, calls, unknown_calls, estimated_usd
+    day, flow_id, executed_by, execution_mode, board_meeting_id, model, calls, unknown_calls, estimated_usd,
+    estimated_tokens
   )
   select (noted.started_at at time zone 'UTC')::date, ledger.flow_id, ledger.executed_by, ledger.execution_mode,
-         ledger.board_meeting_id, noted.model, count(*), count(*), coalesce(sum(noted.estimated_usd), 0)
+         ledger.board_meeting_id, noted.model, count(*), count(*), coalesce(sum(noted.estimated_usd), 0),
+         coalesce(sum(noted.estimated_tokens), 0)
   from noted
   join public.crewai_flow_executions as ledger on ledger.id = noted.execution_id
   group by 1, ledger.flow_id, ledger.executed_by, ledger.execution_mode, ledger.board_meeting_id, noted.model
@@ -1089,11 +1180,21 @@ create table if not exists flowledger.failures (
 comment on table flowledger.failures is 'Executions that ended as failed or timeout, by what went wrong.';
 comment on column flowledger.failures.fingerprint is 'Of the error''s type and the project''s own frames; where there are none, of the type and the flow.';
 comment on column flowledger.failures.place is 'The innermost frame of the project''s own, as file:function. NULL: none is known.';
+comment on column flowledger.failures.cost_usd is
+  'Exact, of the calls with a known cost: what was wasted is no less. NULL: of none of them.';
 comment on column flowledger.failures.message is 'The first line, at most 500 characters.';
 create index if not exists failures_by_time on flowledger.failures (failed_at);
 create index if not exists failures_by_fingerprint on flowledger.failures (fingerprint, failed_at);
 
--- Called at the end of an execution that failed or ran out of time.
+-- Where no frame of the project's own is known.
+create or replace function flowledger.fingerprint_of(flow uuid, error_type text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select left(encode(sha256(convert_to(flow::text || coalesce(error_type, ''), 'UTF8')), 'hex'), 12)
+$$;
+
+-- Called at the end of an execution that failed or ran out of time. Its metadata may hold what its user gave.
 create or replace function flowledger.note_failure(ended public.crewai_flow_executions) returns void
 language sql
 set search_path = pg_catalog, pg_temp
@@ -1103,12 +1204,14 @@ as $$
   )
   values (
     ended.id,
-    coalesce(ended.metadata ->> 'error_fingerprint', left(md5(ended.flow_id::text || coalesce(ended.error_type, '')), 12)),
-    ended.completed_at, ended.flow_id,
-    case when jsonb_typeof(ended.metadata -> 'flow_version') = 'number' then (ended.metadata ->> 'flow_version')::numeric::integer end,
-    ended.error_type, ended.metadata ->> 'error_place',
+    coalesce(left(ended.metadata ->> 'error_fingerprint', 64),
+             flowledger.fingerprint_of(ended.flow_id, ended.error_type)),
+    ended.completed_at, ended.flow_id, flowledger.count_of(ended.metadata -> 'flow_version'), ended.error_type,
+    left(ended.metadata ->> 'error_place', 500),
     left(split_part(ltrim(coalesce(ended.error_message, ''), E' \n\r\t'), E'\n', 1), 500),
-    ended.token_count, ended.cost_usd)
+    ended.token_count,
+    coalesce((select sum(usage.cost_usd) from flowledger.usage as usage where usage.execution_id = ended.id),
+             ended.cost_usd))
   on conflict do nothing
 $$;
 
@@ -1123,7 +1226,7 @@ begin
   insert into flowledger.failures (
     execution_id, fingerprint, failed_at, flow_id, error_type, message, token_count, cost_usd
   )
-  select ended.id, left(md5(ended.flow_id::text || coalesce(ended.error_type, '')), 12),
+  select ended.id, flowledger.fingerprint_of(ended.flow_id, ended.error_type),
          coalesce(ended.completed_at, ended.started_at, now()), ended.flow_id, ended.error_type,
          left(split_part(ltrim(coalesce(ended.error_message, ''), E' \n\r\t'), E'\n', 1), 500), ended.token_count,
          ended.cost_usd
@@ -1199,10 +1302,14 @@ revoke all on function
   flowledger.reserve(uuid, bigint, integer, numeric, bigint),
   flowledger.release(uuid, integer),
   flowledger.windows(uuid, uuid),
+  flowledger.set_budget(text, uuid, uuid, text, numeric, bigint, text),
+  flowledger.remove_budget(bigint),
   flowledger.fold_spending(integer),
   flowledger.note_lost_calls(uuid),
   flowledger.used_up(uuid, uuid),
   flowledger.amount_of(jsonb),
+  flowledger.count_of(jsonb),
+  flowledger.fingerprint_of(uuid, text),
   flowledger.count_ended(public.crewai_flow_executions),
   flowledger.note_failure(public.crewai_flow_executions)
   from public, anon, authenticated, service_role;
@@ -1222,6 +1329,8 @@ grant execute on function
   flowledger.reserve(uuid, bigint, integer, numeric, bigint),
   flowledger.release(uuid, integer),
   flowledger.windows(uuid, uuid),
+  flowledger.set_budget(text, uuid, uuid, text, numeric, bigint, text),
+  flowledger.remove_budget(bigint),
   flowledger.fold_spending(integer)
   to service_role;
 

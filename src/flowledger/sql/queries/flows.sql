@@ -11,6 +11,10 @@ from public.crewai_flows
 where status = 'active'
 order by flow_key
 
+-- name: find
+-- The flow of a key, whatever its status.
+select id from public.crewai_flows where flow_key = %(key)s
+
 -- name: fold_counts
 -- Brings execution_count up to date.
 select flowledger.fold_execution_counts()

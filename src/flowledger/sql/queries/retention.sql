@@ -38,7 +38,7 @@ order by executions.started_at, executions.id
 
 -- name: timeline
 -- Events of these executions.
-select execution_id, sequence, at, kind, name, fields::text
+select execution_id, sequence, at, kind, name, fields::text, parent, began
 from flowledger.timeline
 where execution_id = any (%(executions)s)
 order by execution_id, sequence
@@ -68,6 +68,37 @@ order by execution_id
 -- Which of these executions repeat another.
 select execution_id, of_execution, kind, attempt, retries
 from flowledger.reruns
+where execution_id = any (%(executions)s)
+order by execution_id
+
+-- name: usage
+-- LLM calls of these executions. Money as its text, so that no digit is lost.
+select execution_id, number, sequence, call_id, status, model, provider, step, crew, agent, task, started_at, latency_ms,
+       first_token_ms, finish_reason, retries, input_tokens, cached_input_tokens, cache_write_tokens, output_tokens,
+       reasoning_tokens, price::text, cost_usd::text, estimated_usd::text, estimated_tokens
+from flowledger.usage
+where execution_id = any (%(executions)s)
+order by execution_id, number
+
+-- name: repricings
+-- Later looks at what these executions cost.
+select execution_id, repriced_at, repriced_by, old_usd::text, new_usd::text, prices::text
+from flowledger.repricings
+where execution_id = any (%(executions)s)
+order by execution_id, repriced_at
+
+-- name: repriced_calls
+-- What calls of these executions cost at later prices.
+select execution_id, number, price::text, cost_usd::text
+from flowledger.repriced_calls
+where execution_id = any (%(executions)s)
+order by execution_id, number
+
+-- name: failures
+-- How those of these executions failed that did.
+select execution_id, fingerprint, failed_at, flow_id, flow_version, error_type, place, message, token_count,
+       cost_usd::text
+from flowledger.failures
 where execution_id = any (%(executions)s)
 order by execution_id
 

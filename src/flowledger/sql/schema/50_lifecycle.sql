@@ -183,7 +183,7 @@ begin
       using errcode = 'FL001';
   end if;
 
-  if new.metadata ? 'on_budget' and new.metadata ->> 'on_budget' not in ('stop', 'warn') then
+  if new.metadata ? 'on_budget' and coalesce(new.metadata ->> 'on_budget', '') not in ('stop', 'warn') then
     raise exception 'metadata.on_budget must be "stop" or "warn", not %', new.metadata -> 'on_budget'
       using errcode = 'FL001';
   end if;
@@ -433,6 +433,8 @@ begin
     end;
     if lease.execution_id is not null then
       perform flowledger.announce_free_place(new.flow_id);
+    end if;
+    if old.status = 'running' then
       delete from flowledger.reservations where execution_id = new.id;
     end if;
     perform flowledger.count_ended(new);
@@ -773,6 +775,7 @@ declare
   orphan uuid;
   lease flowledger.leases;
   verdict text;
+  asked jsonb;
   used record;
 begin
   perform set_config('flowledger.actor', 'reaper', true);
@@ -797,20 +800,19 @@ begin
       else 'failed'
     end;
     perform flowledger.note_lost_calls(orphan);
-    used := flowledger.usage_total(orphan);
+    select * into used from flowledger.usage_total(orphan);
+    select executions.metadata into asked from public.crewai_flow_executions as executions where executions.id = orphan;
     update public.crewai_flow_executions as executions
     set status = verdict,
-        token_count = least(used.token_count, 2147483647),
-        cost_usd = least(used.cost_usd, 999999.9999),
+        -- least() alone would make the bound of what is not known.
+        token_count = case when used.token_count is not null then least(used.token_count, 2147483647) end,
+        cost_usd = case when used.cost_usd is not null then least(used.cost_usd, 999999.9999) end,
         metadata = coalesce(executions.metadata, '{}') || used.metadata,
         error_type = case verdict when 'cancelled' then 'Cancelled' when 'timeout' then 'Timeout' else 'WorkerLost' end,
         error_message = 'The worker that ran this execution stopped renewing its lease. '
           || 'How the flow ended is not known; its effects may have happened.'
     where executions.id = orphan;
-    perform flowledger.retry_if_due(
-      orphan,
-      (select executions.metadata from public.crewai_flow_executions as executions where executions.id = orphan),
-      how_it_ended_is_known => false);
+    perform flowledger.retry_if_due(orphan, asked, how_it_ended_is_known => false);
     return query select orphan, verdict;
   end loop;
 

@@ -21,6 +21,7 @@ create table if not exists flowledger.unfolded_spending (
   reasoning_tokens     bigint not null default 0,
   cost_usd             numeric not null default 0,
   estimated_usd        numeric not null default 0,
+  estimated_tokens     bigint not null default 0,
   repriced_usd         numeric not null default 0
 ) with (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
 comment on table flowledger.unfolded_spending is 'Amounts not yet added to flowledger.spending.';
@@ -43,6 +44,7 @@ create table if not exists flowledger.spending (
   reasoning_tokens     bigint not null default 0,
   cost_usd             numeric not null default 0,
   estimated_usd        numeric not null default 0,
+  estimated_tokens     bigint not null default 0,
   repriced_usd         numeric not null default 0,
   constraint spending_pkey primary key (dimension, day, key),
   constraint dimension_is_known check (dimension in ('flow', 'user', 'model', 'mode', 'meeting'))
@@ -54,6 +56,9 @@ comment on column flowledger.spending.failed is 'Executions that ended as failed
 comment on column flowledger.spending.unknown_calls is 'Calls that nobody reported tokens of, failed ones left out.';
 comment on column flowledger.spending.unpriced_calls is
   'Calls whose tokens are known and whose price is not, not even by a later one: cost_usd and repriced_usd lack them.';
+comment on column flowledger.spending.estimated_usd is
+  'What was set aside for calls that nobody knows the cost of: it counts in windows and never as a cost.';
+comment on column flowledger.spending.estimated_tokens is 'The same of calls that nobody reported tokens of.';
 comment on column flowledger.spending.repriced_usd is 'What later prices add to cost_usd, or take from it.';
 create index if not exists spending_of_key on flowledger.spending (dimension, key, day);
 
@@ -61,18 +66,21 @@ create index if not exists spending_of_key on flowledger.spending (dimension, ke
 create or replace view flowledger.spending_now as
   select * from flowledger.spending
   union all
-  select along.dimension, waiting.day, along.key, waiting.executions, waiting.failed, waiting.calls,
-         waiting.failed_calls, waiting.unknown_calls, waiting.unpriced_calls, waiting.input_tokens,
-         waiting.cached_input_tokens, waiting.cache_write_tokens, waiting.output_tokens, waiting.reasoning_tokens,
-         waiting.cost_usd, waiting.estimated_usd, waiting.repriced_usd
-  from flowledger.unfolded_spending as waiting
-  cross join lateral (values
-    ('flow', waiting.flow_id::text),
-    ('user', coalesce(waiting.executed_by::text, '')),
-    ('mode', coalesce(waiting.execution_mode, '')),
-    ('meeting', coalesce(waiting.board_meeting_id::text, '')),
-    ('model', coalesce(waiting.model, ''))
-  ) as along (dimension, key);
+  select along.dimension, waiting.day,
+         case along.dimension
+           when 'flow' then waiting.flow_id::text
+           when 'user' then coalesce(waiting.executed_by::text, '')
+           when 'mode' then coalesce(waiting.execution_mode, '')
+           when 'meeting' then coalesce(waiting.board_meeting_id::text, '')
+           else coalesce(waiting.model, '')
+         end,
+         waiting.executions, waiting.failed, waiting.calls, waiting.failed_calls, waiting.unknown_calls,
+         waiting.unpriced_calls, waiting.input_tokens, waiting.cached_input_tokens, waiting.cache_write_tokens,
+         waiting.output_tokens, waiting.reasoning_tokens, waiting.cost_usd, waiting.estimated_usd,
+         waiting.estimated_tokens, waiting.repriced_usd
+  -- In this order, so that whoever asks for one dimension makes nothing of the others.
+  from (values ('flow'), ('user'), ('mode'), ('meeting'), ('model')) as along (dimension)
+  cross join flowledger.unfolded_spending as waiting;
 comment on view flowledger.spending_now is 'flowledger.spending with what is not yet folded into it: sum over its rows.';
 
 -- Adds what was appended to the sums. Any number of callers at a time; each amount is added once.
@@ -90,12 +98,14 @@ begin
   ), added as (
     insert into flowledger.spending as known (
       dimension, day, key, executions, failed, calls, failed_calls, unknown_calls, unpriced_calls, input_tokens,
-      cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_usd, estimated_usd, repriced_usd
+      cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_usd, estimated_usd,
+      estimated_tokens, repriced_usd
     )
     select along.dimension, gone.day, along.key, sum(gone.executions), sum(gone.failed), sum(gone.calls),
            sum(gone.failed_calls), sum(gone.unknown_calls), sum(gone.unpriced_calls), sum(gone.input_tokens),
            sum(gone.cached_input_tokens), sum(gone.cache_write_tokens), sum(gone.output_tokens),
-           sum(gone.reasoning_tokens), sum(gone.cost_usd), sum(gone.estimated_usd), sum(gone.repriced_usd)
+           sum(gone.reasoning_tokens), sum(gone.cost_usd), sum(gone.estimated_usd), sum(gone.estimated_tokens),
+           sum(gone.repriced_usd)
     from gone
     cross join lateral (values
       ('flow', gone.flow_id::text),
@@ -121,6 +131,7 @@ begin
         reasoning_tokens = known.reasoning_tokens + excluded.reasoning_tokens,
         cost_usd = known.cost_usd + excluded.cost_usd,
         estimated_usd = known.estimated_usd + excluded.estimated_usd,
+        estimated_tokens = known.estimated_tokens + excluded.estimated_tokens,
         repriced_usd = known.repriced_usd + excluded.repriced_usd
   )
   select count(*) into folded from gone;

@@ -56,11 +56,16 @@ as $$
   from flowledger.budgets as budgets
   cross join lateral (
     select coalesce(sum(amounts.cost_usd + amounts.estimated_usd), 0) as usd,
-           coalesce(sum(amounts.input_tokens + amounts.output_tokens), 0)::bigint as tokens
+           coalesce(sum(amounts.input_tokens + amounts.output_tokens + amounts.estimated_tokens), 0)::bigint as tokens
     from flowledger.spending_now as amounts
     where amounts.day >= date_trunc(budgets.period, now() at time zone 'UTC')::date
+      -- Each dimension holds the whole, and that of the modes has the fewest rows. Named, so that the index finds them.
       and amounts.dimension = case budgets.scope when 'everything' then 'mode' else budgets.scope end
-      and (budgets.scope = 'everything' or amounts.key = case budgets.scope when 'flow' then flow else by_user end::text)
+      and amounts.key = any (case budgets.scope
+                               when 'everything' then array['manual', 'scheduled', 'triggered', '']
+                               when 'flow' then array[flow::text]
+                               else array[by_user::text]
+                             end)
   ) as spent
   cross join lateral (
     select coalesce(sum(waiting.usd), 0) as usd, coalesce(sum(waiting.tokens), 0)::bigint as tokens
@@ -78,18 +83,21 @@ as $$
         end
 $$;
 
--- Why nothing of this flow and user may start: a window that is used up. NULL: none is.
+-- Why nothing of this flow and user may start: a window that is used up. NULL: none is. It is told to the user, so it holds
+-- no amounts but of the user's own window: the others tell what everybody spends.
 create or replace function flowledger.used_up(flow uuid, by_user uuid) returns text
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select format('the %s''s budget of %s is used up: %s of %s',
+  select format('the %s''s budget of %s is used up',
                 windows.period,
-                case windows.scope when 'flow' then 'this flow' when 'user' then 'this user' else 'everything' end,
-                case when windows.spent_usd >= windows.limit_usd then '$' || trim_scale(windows.spent_usd)
-                     else windows.spent_tokens || ' tokens' end,
-                case when windows.spent_usd >= windows.limit_usd then '$' || trim_scale(windows.limit_usd)
-                     else windows.limit_tokens::text end)
+                case windows.scope when 'flow' then 'this flow' when 'user' then 'this user' else 'everything' end)
+         || case
+              when windows.scope <> 'user' then ''
+              when windows.spent_usd >= windows.limit_usd
+                then format(': $%s of $%s', trim_scale(windows.spent_usd), trim_scale(windows.limit_usd))
+              else format(': %s of %s tokens', windows.spent_tokens, windows.limit_tokens)
+            end
   from flowledger.windows(flow, by_user) as windows
   where windows.on_reach = 'stop'
     and (windows.spent_usd >= windows.limit_usd or windows.spent_tokens >= windows.limit_tokens)
@@ -99,7 +107,8 @@ $$;
 
 -- Sets aside the most that a call can take, in every window that its execution falls into. No row: it may be made. A row is
 -- the window that has no room: `is_final` false means that there is some as soon as calls that are being made turn out
--- cheaper. A window that only warns is told with `is_warning`, and the call may be made.
+-- cheaper. A window that only warns is told with `is_warning`, and the call may be made. Asking again for the same call
+-- begins anew, so that a lost answer may be asked for again.
 create or replace function flowledger.reserve(
   execution uuid, fence bigint, number integer, usd numeric, tokens bigint
 ) returns table (
@@ -114,6 +123,9 @@ declare
   by_user uuid;
   may_be_made boolean := true;
 begin
+  -- Whoever ends the execution waits meanwhile, and then finds what was set aside. The ledger row comes first in the order
+  -- of locks.
+  perform from public.crewai_flow_executions as executions where executions.id = execution for share;
   select leases.flow_id, leases.executed_by into flow, by_user
   from flowledger.leases as leases
   where leases.execution_id = execution and leases.fence = reserve.fence;
@@ -130,6 +142,9 @@ begin
   if not found then
     return;
   end if;
+
+  delete from flowledger.reservations as reservations
+  where reservations.execution_id = execution and reservations.number = reserve.number;
 
   for scope, period, unit, spent, reserved, limit_, is_final, is_warning in
     select windows.scope, windows.period, full_.unit, full_.spent, full_.reserved, full_.limit_,
@@ -149,8 +164,7 @@ begin
 
   if may_be_made then
     insert into flowledger.reservations (execution_id, number, flow_id, executed_by, usd, tokens)
-    values (execution, number, flow, by_user, usd, tokens)
-    on conflict do nothing;
+    values (execution, number, flow, by_user, usd, tokens);
   end if;
 end
 $$;
@@ -172,4 +186,41 @@ as $$
   select case when jsonb_typeof(given) = 'number' or given #>> '{}' ~ '^[0-9]{1,12}(\.[0-9]{1,12})?$' then
     case when (given #>> '{}')::numeric between 0 and 999999999999 then (given #>> '{}')::numeric end
   end
+$$;
+
+-- The same for what is counted: a whole number that fits an integer.
+create or replace function flowledger.count_of(given jsonb) returns integer
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when flowledger.amount_of(given) <= 2147483647 and flowledger.amount_of(given) % 1 = 0
+    then flowledger.amount_of(given)::integer
+  end
+$$;
+
+-- Sets what may be spent in a window, or changes it. Answers its id.
+create or replace function flowledger.set_budget(
+  scope text, flow uuid, by_user uuid, period text, usd numeric, tokens bigint, on_reach text
+) returns bigint
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  insert into flowledger.budgets as known (scope, flow_id, user_id, period, usd, tokens, on_reach, set_by)
+  values (scope, flow, by_user, period, usd, tokens, on_reach, flowledger.caller())
+  on conflict (scope, coalesce(flow_id, '00000000-0000-0000-0000-000000000000'),
+               coalesce(user_id, '00000000-0000-0000-0000-000000000000'), period)
+  do update set usd = excluded.usd, tokens = excluded.tokens, on_reach = excluded.on_reach, set_by = excluded.set_by,
+                set_at = excluded.set_at
+  returning id
+$$;
+
+-- Takes a window away. Answers whether it was there.
+create or replace function flowledger.remove_budget(budget bigint) returns boolean
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  with removed as (
+    delete from flowledger.budgets where id = budget returning 1
+  )
+  select exists (select from removed)
 $$;

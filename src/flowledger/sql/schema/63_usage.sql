@@ -26,12 +26,18 @@ create table if not exists flowledger.usage (
   price                jsonb,
   cost_usd             numeric,
   estimated_usd        numeric,
+  estimated_tokens     bigint,
   constraint usage_pkey primary key (execution_id, number),
   constraint status_is_completed_failed_or_unknown check (status in ('completed', 'failed', 'unknown')),
   constraint tokens_are_all_known_or_all_unknown
     check (num_nulls(input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens) in (0, 5)),
   constraint tokens_are_counted_from_zero
-    check (least(input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens) >= 0),
+    check (least(input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
+                 estimated_tokens) >= 0),
+  -- So large that no call is, and so small that sums over millions of calls stay numbers.
+  constraint no_call_has_a_trillion_tokens
+    check (greatest(input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
+                    estimated_tokens) < 1000000000000),
   constraint money_is_counted_from_zero
     check (cost_usd >= 0 and cost_usd <> 'NaN' and estimated_usd >= 0 and estimated_usd <> 'NaN'),
   constraint a_cost_has_tokens_and_a_price check (cost_usd is null or (input_tokens is not null and price is not null))
@@ -51,6 +57,7 @@ comment on column flowledger.usage.price is 'USD per million tokens of each clas
 comment on column flowledger.usage.cost_usd is 'Exact. NULL: unknown, for want of tokens or of a price.';
 comment on column flowledger.usage.estimated_usd is
   'What a budget had set aside for a call that nobody knows the cost of: it counts in windows and never as a cost.';
+comment on column flowledger.usage.estimated_tokens is 'The same of a call that nobody reported tokens of.';
 create index if not exists usage_of_model on flowledger.usage (model, started_at);
 
 -- Prices that the team has set itself. They come before those of any catalogue.
@@ -108,7 +115,8 @@ comment on column flowledger.repriced_calls.price is 'As in flowledger.usage.';
 comment on column flowledger.repriced_calls.cost_usd is 'Exact.';
 
 -- Adds calls of executions that are still held under the given fence, and their sums to what was spent. Repeating it adds
--- nothing. `calls` are rows of flowledger.usage as JSON.
+-- nothing. `calls` are rows of flowledger.usage as JSON. What was set aside for a call is free again; where nobody knows
+-- what it took, that is kept as the estimate.
 create or replace function flowledger.append_usage(executions uuid[], fences bigint[], calls jsonb[]) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -116,8 +124,14 @@ as $$
 declare
   added bigint;
 begin
+  -- Whoever ends one of them waits meanwhile, and then finds all its calls. One order for all.
+  perform from public.crewai_flow_executions as ledger
+  where ledger.id = any (executions)
+  order by ledger.id
+  for share;
+
   with given as (
-    select held.execution_id, call.*
+    select held.execution_id, call.*, reservations.usd as reserved_usd, reservations.tokens as reserved_tokens
     from unnest(executions, fences, calls) as held (execution_id, fence, call)
     join flowledger.leases as leases using (execution_id, fence)
     cross join lateral jsonb_to_record(held.call) as call (
@@ -125,17 +139,22 @@ begin
       agent text, task text, started_at timestamptz, latency_ms double precision, first_token_ms double precision,
       finish_reason text, retries integer, input_tokens bigint, cached_input_tokens bigint, cache_write_tokens bigint,
       output_tokens bigint, reasoning_tokens bigint, price jsonb, cost_usd numeric, estimated_usd numeric)
+    left join flowledger.reservations as reservations
+      on reservations.execution_id = held.execution_id and reservations.number = call.number
   ), appended as (
     insert into flowledger.usage as usage (
       execution_id, number, sequence, call_id, status, model, provider, step, crew, agent, task, started_at, latency_ms,
       first_token_ms, finish_reason, retries, input_tokens, cached_input_tokens, cache_write_tokens, output_tokens,
-      reasoning_tokens, price, cost_usd, estimated_usd
+      reasoning_tokens, price, cost_usd, estimated_usd, estimated_tokens
     )
     select given.execution_id, given.number, given.sequence, given.call_id, given.status, given.model, given.provider,
            given.step, given.crew, given.agent, given.task, given.started_at, given.latency_ms, given.first_token_ms,
            given.finish_reason, coalesce(given.retries, 0), given.input_tokens, given.cached_input_tokens,
            given.cache_write_tokens, given.output_tokens, given.reasoning_tokens, given.price, given.cost_usd,
-           given.estimated_usd
+           -- A call that failed without a word of tokens took none.
+           case when given.cost_usd is null
+             then coalesce(given.estimated_usd, case when given.status <> 'failed' then given.reserved_usd end) end,
+           case when given.input_tokens is null and given.status <> 'failed' then given.reserved_tokens end
     from given
     on conflict do nothing
     returning usage.*
@@ -147,7 +166,7 @@ begin
     insert into flowledger.unfolded_spending (
       day, flow_id, executed_by, execution_mode, board_meeting_id, model, calls, failed_calls, unknown_calls,
       unpriced_calls, input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_usd,
-      estimated_usd
+      estimated_usd, estimated_tokens
     )
     select (appended.started_at at time zone 'UTC')::date, ledger.flow_id, ledger.executed_by, ledger.execution_mode,
            ledger.board_meeting_id, appended.model, count(*),
@@ -157,7 +176,7 @@ begin
            coalesce(sum(appended.input_tokens), 0), coalesce(sum(appended.cached_input_tokens), 0),
            coalesce(sum(appended.cache_write_tokens), 0), coalesce(sum(appended.output_tokens), 0),
            coalesce(sum(appended.reasoning_tokens), 0), coalesce(sum(appended.cost_usd), 0),
-           coalesce(sum(appended.estimated_usd), 0)
+           coalesce(sum(appended.estimated_usd), 0), coalesce(sum(appended.estimated_tokens), 0)
     from appended
     join public.crewai_flow_executions as ledger on ledger.id = appended.execution_id
     group by 1, ledger.flow_id, ledger.executed_by, ledger.execution_mode, ledger.board_meeting_id, appended.model
@@ -168,7 +187,8 @@ end
 $$;
 
 -- What the calls of an execution used and cost, by the rule of domain/usage.Total: the row's token_count and cost_usd,
--- and the metadata that tells more. NULL instead of 0 where it is not known.
+-- and the metadata that tells more. NULL instead of 0 where it is not known; of a run that nobody saw to its end, that
+-- holds of one without any call too.
 create or replace function flowledger.usage_total(
   execution uuid, out token_count bigint, out cost_usd numeric, out metadata jsonb
 )
@@ -187,12 +207,12 @@ as $$
            coalesce(sum(output_tokens), 0)::bigint as output_tokens,
            coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens,
            coalesce(sum(usage.cost_usd), 0) as priced_usd,
-           array_agg(distinct model order by model)
+           array_agg(distinct model collate "C" order by model collate "C")
              filter (where input_tokens is not null and usage.cost_usd is null) as unpriced_models,
-           array_agg(distinct model order by model)
+           array_agg(distinct model collate "C" order by model collate "C")
              filter (where input_tokens is null and status <> 'failed') as unreported_models,
-           array_agg(distinct (price ->> 'source') || ' ' || (price ->> 'version')
-                     order by (price ->> 'source') || ' ' || (price ->> 'version'))
+           array_agg(distinct ((price ->> 'source') || ' ' || (price ->> 'version')) collate "C"
+                     order by ((price ->> 'source') || ' ' || (price ->> 'version')) collate "C")
              filter (where usage.cost_usd is not null) as prices
     from flowledger.usage as usage
     where execution_id = execution
@@ -216,39 +236,46 @@ as $$
   from judged
 $$;
 
--- Before the row of a lost run is written: calls that its timeline saw begin and nobody saw end are calls too.
+-- Before the row of a lost run is written: calls that its timeline saw begin and nobody saw end are calls too, and so are
+-- those that room was set aside for before their beginning was written. What the timeline holds came from the flow's own
+-- process and may be anything.
 create or replace function flowledger.note_lost_calls(execution uuid) returns void
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
-  with lost as (
-    select begun.sequence, (begun.fields ->> 'call')::integer as number, begun.fields, begun.name, begun.at,
-           reservations.usd as estimated_usd
-    from flowledger.timeline as begun
-    left join flowledger.reservations as reservations
-      on reservations.execution_id = begun.execution_id
-     and reservations.number = (begun.fields ->> 'call')::integer
-    where begun.execution_id = note_lost_calls.execution
-      and begun.kind = 'llm_started'
-      and begun.fields ? 'call'
+  with begun as (
+    select flowledger.count_of(events.fields -> 'call') as number, events.*
+    from flowledger.timeline as events
+    where events.execution_id = execution and events.kind = 'llm_started' and events.fields ? 'call'
+  ), reserved as (
+    select * from flowledger.reservations where execution_id = execution
+  ), lost as (
+    select coalesce(begun.number, reserved.number) as number, begun.sequence, begun.fields,
+           coalesce(begun.name, 'unknown') as model, coalesce(begun.at, reserved.reserved_at) as at,
+           reserved.usd as estimated_usd, reserved.tokens as estimated_tokens
+    from begun
+    full join reserved on reserved.number = begun.number
   ), noted as (
     insert into flowledger.usage as usage (
       execution_id, number, sequence, call_id, status, model, provider, step, crew, agent, task, started_at, retries,
-      estimated_usd
+      estimated_usd, estimated_tokens
     )
-    select execution, lost.number, lost.sequence, coalesce(lost.fields ->> 'call_id', ''), 'unknown', lost.name,
+    select execution, lost.number, lost.sequence, coalesce(lost.fields ->> 'call_id', ''), 'unknown', lost.model,
            coalesce(lost.fields ->> 'provider', 'unknown'), lost.fields ->> 'method', lost.fields ->> 'crew_name',
            lost.fields ->> 'agent_role', lost.fields ->> 'task_name', lost.at,
-           coalesce((lost.fields ->> 'retries')::integer, 0), lost.estimated_usd
+           coalesce(flowledger.count_of(lost.fields -> 'retries'), 0), lost.estimated_usd, lost.estimated_tokens
     from lost
+    where lost.number is not null
     on conflict do nothing
     returning usage.*
   )
   insert into flowledger.unfolded_spending (
-    day, flow_id, executed_by, execution_mode, board_meeting_id, model, calls, unknown_calls, estimated_usd
+    day, flow_id, executed_by, execution_mode, board_meeting_id, model, calls, unknown_calls, estimated_usd,
+    estimated_tokens
   )
   select (noted.started_at at time zone 'UTC')::date, ledger.flow_id, ledger.executed_by, ledger.execution_mode,
-         ledger.board_meeting_id, noted.model, count(*), count(*), coalesce(sum(noted.estimated_usd), 0)
+         ledger.board_meeting_id, noted.model, count(*), count(*), coalesce(sum(noted.estimated_usd), 0),
+         coalesce(sum(noted.estimated_tokens), 0)
   from noted
   join public.crewai_flow_executions as ledger on ledger.id = noted.execution_id
   group by 1, ledger.flow_id, ledger.executed_by, ledger.execution_mode, ledger.board_meeting_id, noted.model

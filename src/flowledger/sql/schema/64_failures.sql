@@ -15,11 +15,21 @@ create table if not exists flowledger.failures (
 comment on table flowledger.failures is 'Executions that ended as failed or timeout, by what went wrong.';
 comment on column flowledger.failures.fingerprint is 'Of the error''s type and the project''s own frames; where there are none, of the type and the flow.';
 comment on column flowledger.failures.place is 'The innermost frame of the project''s own, as file:function. NULL: none is known.';
+comment on column flowledger.failures.cost_usd is
+  'Exact, of the calls with a known cost: what was wasted is no less. NULL: of none of them.';
 comment on column flowledger.failures.message is 'The first line, at most 500 characters.';
 create index if not exists failures_by_time on flowledger.failures (failed_at);
 create index if not exists failures_by_fingerprint on flowledger.failures (fingerprint, failed_at);
 
--- Called at the end of an execution that failed or ran out of time.
+-- Where no frame of the project's own is known.
+create or replace function flowledger.fingerprint_of(flow uuid, error_type text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  select left(encode(sha256(convert_to(flow::text || coalesce(error_type, ''), 'UTF8')), 'hex'), 12)
+$$;
+
+-- Called at the end of an execution that failed or ran out of time. Its metadata may hold what its user gave.
 create or replace function flowledger.note_failure(ended public.crewai_flow_executions) returns void
 language sql
 set search_path = pg_catalog, pg_temp
@@ -29,11 +39,13 @@ as $$
   )
   values (
     ended.id,
-    coalesce(ended.metadata ->> 'error_fingerprint', left(md5(ended.flow_id::text || coalesce(ended.error_type, '')), 12)),
-    ended.completed_at, ended.flow_id,
-    case when jsonb_typeof(ended.metadata -> 'flow_version') = 'number' then (ended.metadata ->> 'flow_version')::numeric::integer end,
-    ended.error_type, ended.metadata ->> 'error_place',
+    coalesce(left(ended.metadata ->> 'error_fingerprint', 64),
+             flowledger.fingerprint_of(ended.flow_id, ended.error_type)),
+    ended.completed_at, ended.flow_id, flowledger.count_of(ended.metadata -> 'flow_version'), ended.error_type,
+    left(ended.metadata ->> 'error_place', 500),
     left(split_part(ltrim(coalesce(ended.error_message, ''), E' \n\r\t'), E'\n', 1), 500),
-    ended.token_count, ended.cost_usd)
+    ended.token_count,
+    coalesce((select sum(usage.cost_usd) from flowledger.usage as usage where usage.execution_id = ended.id),
+             ended.cost_usd))
   on conflict do nothing
 $$;

@@ -190,5 +190,7 @@ grant execute on function
   flowledger.reserve(uuid, bigint, integer, numeric, bigint),
   flowledger.release(uuid, integer),
   flowledger.windows(uuid, uuid),
+  flowledger.set_budget(text, uuid, uuid, text, numeric, bigint, text),
+  flowledger.remove_budget(bigint),
   flowledger.fold_spending(integer)
   to service_role;
