@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from flowledger import __version__
-from flowledger.api import executions, problems
+from flowledger.api import executions, exports, problems
 from flowledger.api.auth import Verifier
 from flowledger.database.session import Database
 from flowledger.settings import Settings
@@ -29,6 +29,8 @@ def application(settings: Settings, conninfo: str) -> FastAPI:
     app = FastAPI(title="flowledger", version=__version__, lifespan=life, openapi_url="/api/v1/openapi.json")
     problems.install(app)
     v1 = APIRouter(prefix="/api/v1")
+    # Before the executions, whose references it would be one of.
+    v1.include_router(exports.router)
     v1.include_router(executions.router)
     app.include_router(v1)
     return app

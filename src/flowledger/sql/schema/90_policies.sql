@@ -26,6 +26,8 @@ alter table flowledger.spending enable row level security;
 alter table flowledger.budgets enable row level security;
 alter table flowledger.reservations enable row level security;
 alter table flowledger.failures enable row level security;
+alter table flowledger.requests enable row level security;
+alter table flowledger.ended_executions enable row level security;
 
 drop policy if exists executions_create on public.crewai_flow_executions;
 create policy executions_create on public.crewai_flow_executions
@@ -121,6 +123,13 @@ drop policy if exists budgets_read on flowledger.budgets;
 create policy budgets_read on flowledger.budgets for select using ((select flowledger.is_operator()));
 drop policy if exists reservations_read on flowledger.reservations;
 create policy reservations_read on flowledger.reservations for select using ((select flowledger.is_operator()));
+drop policy if exists requests_read_own on flowledger.requests;
+create policy requests_read_own on flowledger.requests
+  for select using ((select flowledger.is_operator()) or auth.uid() = user_id);
+-- Of users alone, as of the ledger: beside a condition on the same column the planner checks it once and not for each row.
+drop policy if exists ended_executions_read_own on flowledger.ended_executions;
+create policy ended_executions_read_own on flowledger.ended_executions
+  for select using (auth.uid() = executed_by);
 -- What a model costs is no secret.
 drop policy if exists prices_read on flowledger.prices;
 create policy prices_read on flowledger.prices for select using (true);
@@ -128,6 +137,8 @@ create policy prices_read on flowledger.prices for select using (true);
 -- Every execution, for operators. A view runs with its owner's rights, above the row-level security of the table.
 create or replace view flowledger.every_execution as select * from public.crewai_flow_executions;
 comment on view flowledger.every_execution is 'crewai_flow_executions as operators see it: the rows of all users.';
+create or replace view flowledger.every_ended_execution as select * from flowledger.ended_executions;
+comment on view flowledger.every_ended_execution is 'ended_executions as operators see it: the rows of all users.';
 
 -- A platform may have granted everything on new tables; what counts is the list below. Revoking on a table also takes
 -- away the rights on its columns, so each grant comes after.
@@ -150,17 +161,20 @@ grant insert (flow_key, flow_name, description, flow_definition, python_code, me
 grant update (flow_name, description, flow_definition, python_code, metadata, tags, updated_by)
   on public.crewai_flows to authenticated;
 
+grant select on flowledger.requests to authenticated, service_role;
+grant select on flowledger.ended_executions to authenticated;
 grant select on flowledger.schema_migrations to anon, authenticated, service_role;
 grant select on flowledger.transitions, flowledger.cancel_wishes, flowledger.timeline, flowledger.logs, flowledger.reruns,
   flowledger.usage, flowledger.repricings, flowledger.repriced_calls, flowledger.failures, flowledger.prices
   to authenticated, service_role;
-grant select on flowledger.every_execution, flowledger.settings, flowledger.workers, flowledger.queue, flowledger.leases,
+grant select on flowledger.every_execution, flowledger.every_ended_execution, flowledger.settings, flowledger.workers, flowledger.queue, flowledger.leases,
   flowledger.flow_controls, flowledger.prunes, flowledger.spending, flowledger.unfolded_spending,
   flowledger.spending_now, flowledger.budgets, flowledger.reservations
   to service_role;
 grant update (value) on flowledger.settings to service_role;
 
 grant execute on function flowledger.kickoff(text, jsonb, uuid, jsonb) to authenticated;
+grant execute on function flowledger.answered(text, bytea), flowledger.remember_answer(text, bytea, uuid) to authenticated;
 grant execute on function
   flowledger.is_operator(), flowledger.execution_key(text), flowledger.cancel(uuid, text)
   to authenticated, service_role;
