@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from flowledger import __version__
-from flowledger.api import executions, problems
+from flowledger.api import executions, live, problems
 from flowledger.api.auth import Verifier
 from flowledger.database.session import Database
+from flowledger.feed import Feed
 from flowledger.settings import Settings
 
 MOST_CONNECTIONS = 8
@@ -24,11 +25,14 @@ def application(settings: Settings, conninfo: str) -> FastAPI:
         async with Database(conninfo, most_connections=MOST_CONNECTIONS) as database:
             app.state.database = database
             app.state.verifier = Verifier(settings)
-            yield
+            listen_url = settings.listen_url.get_secret_value() if settings.listen_url else conninfo
+            async with Feed(database, listen_url, poll_seconds=settings.poll_seconds).running() as app.state.feed:
+                yield
 
     app = FastAPI(title="flowledger", version=__version__, lifespan=life, openapi_url="/api/v1/openapi.json")
     problems.install(app)
     v1 = APIRouter(prefix="/api/v1")
     v1.include_router(executions.router)
+    v1.include_router(live.router)
     app.include_router(v1)
     return app

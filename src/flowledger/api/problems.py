@@ -26,6 +26,7 @@ _STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
     (errors.TransitionRefused, 409),
     (errors.InvalidInput, 422),
     (errors.QueueFull, 429),
+    (errors.TooManyStreams, 429),
     (errors.DatabaseBusy, 503),
     (errors.DatabaseUnreachable, 503),
 )

@@ -26,6 +26,7 @@ alter table flowledger.spending enable row level security;
 alter table flowledger.budgets enable row level security;
 alter table flowledger.reservations enable row level security;
 alter table flowledger.failures enable row level security;
+alter table flowledger.watchers enable row level security;
 
 drop policy if exists executions_create on public.crewai_flow_executions;
 create policy executions_create on public.crewai_flow_executions
@@ -121,6 +122,8 @@ drop policy if exists budgets_read on flowledger.budgets;
 create policy budgets_read on flowledger.budgets for select using ((select flowledger.is_operator()));
 drop policy if exists reservations_read on flowledger.reservations;
 create policy reservations_read on flowledger.reservations for select using ((select flowledger.is_operator()));
+drop policy if exists watchers_read on flowledger.watchers;
+create policy watchers_read on flowledger.watchers for select using ((select flowledger.is_operator()));
 -- What a model costs is no secret.
 drop policy if exists prices_read on flowledger.prices;
 create policy prices_read on flowledger.prices for select using (true);
@@ -156,13 +159,13 @@ grant select on flowledger.transitions, flowledger.cancel_wishes, flowledger.tim
   to authenticated, service_role;
 grant select on flowledger.every_execution, flowledger.settings, flowledger.workers, flowledger.queue, flowledger.leases,
   flowledger.flow_controls, flowledger.prunes, flowledger.spending, flowledger.unfolded_spending,
-  flowledger.spending_now, flowledger.budgets, flowledger.reservations
+  flowledger.spending_now, flowledger.budgets, flowledger.reservations, flowledger.watchers
   to service_role;
 grant update (value) on flowledger.settings to service_role;
 
 grant execute on function flowledger.kickoff(text, jsonb, uuid, jsonb) to authenticated;
 grant execute on function
-  flowledger.is_operator(), flowledger.execution_key(text), flowledger.cancel(uuid, text)
+  flowledger.is_operator(), flowledger.execution_key(text), flowledger.cancel(uuid, text), flowledger.flows_digest()
   to authenticated, service_role;
 grant execute on function
   flowledger.claim(uuid, uuid[], double precision[], integer, interval, uuid[]),
@@ -190,5 +193,7 @@ grant execute on function
   flowledger.reserve(uuid, bigint, integer, numeric, bigint),
   flowledger.release(uuid, integer),
   flowledger.windows(uuid, uuid),
-  flowledger.fold_spending(integer)
+  flowledger.fold_spending(integer),
+  flowledger.watch(uuid, interval),
+  flowledger.stop_watching(uuid)
   to service_role;
