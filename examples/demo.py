@@ -38,7 +38,8 @@ def main() -> None:
         for flow, *inputs in RUNS:
             run(flow, inputs)
         say("What the ledger holds", "executions", "list")
-        say("The one that failed at its last step", "executions", "show", "@failed")
+        say("The one that failed at its last step", "executions", "show", "@failed", "--timeline", "--usage")
+        say("What all that cost", "costs")
         say("Is the table what its document says?", "db", "check")
 
 
