@@ -35,21 +35,15 @@ def timeline_table(events: Sequence[Event], calls: Iterable[PricedCall]) -> Rend
     begun, depths = told[0].started_at, _depths(told)
     by_sequence = {call.call.sequence: call for call in calls}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column, justify in (
-        ("AT", "right"),
-        ("WHAT", "left"),
-        ("TIME", "right"),
-        ("TOKENS", "right"),
-        ("COST", "right"),
-    ):
-        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    # Where room is short it is taken from the notes, each of which stays on its line.
+    # Where room is short it is taken from names and notes, each of which stays on its line.
+    for column in ("AT", "WHAT", "TIME", "TOKENS", "COST"):
+        table.add_column(column, justify="left" if column == "WHAT" else "right", no_wrap=column != "WHAT")
     table.add_column("NOTE")
     for span in told:
         call = by_sequence.get(span.sequence)
         table.add_row(
             Text(_offset(begun, span.started_at), "dim"),
-            _what(span, depths[span.sequence]),
+            on_one_line(_what(span, depths[span.sequence])),
             "" if span.status is SpanStatus.MOMENT else format_duration(_whole(span.milliseconds)),
             Text(_tokens_of(call), "dim"),
             Text(cost_of(call), "dim"),
