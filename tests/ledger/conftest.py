@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from tests.ledger.law import ALICE, BOB
+from tests.ledger.law import ALICE, BOB, Row, running
 
 Connect = Callable[..., psycopg.Connection]
 
@@ -72,3 +72,9 @@ def flow(worker) -> UUID:
     """An active flow, as the operator's project made it known."""
     row = worker.execute("select id from flowledger.remember_flow('FLOW', 'Flow', '', '{}', '')").fetchone()
     return row["id"]
+
+
+@pytest.fixture
+def held(alice, worker, flow) -> Row:
+    """The claim of an execution of Alice's."""
+    return running(alice, worker, flow)

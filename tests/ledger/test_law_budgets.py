@@ -32,12 +32,6 @@ USED_UP = "FL007"
 
 
 @pytest.fixture
-def held(alice, worker, flow) -> Row:
-    """The claim of an execution of Alice's."""
-    return running(alice, worker, flow)
-
-
-@pytest.fixture
 def other(worker):
     return worker.execute("select id from flowledger.remember_flow('OTHER', 'Other', '', '{}', '')").fetchone()["id"]
 

@@ -35,12 +35,6 @@ from tests.ledger.law import (
 DENIED = "42501"
 
 
-@pytest.fixture
-def held(alice, worker, flow) -> Row:
-    """The claim of an execution of Alice's."""
-    return running(alice, worker, flow)
-
-
 def spent(owner: psycopg.Connection, dimension: str = "flow") -> list[Row]:
     """What operators read, folded or not."""
     return owner.execute(

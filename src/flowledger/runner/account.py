@@ -164,13 +164,8 @@ class Account:
         """A call begins. `kept`: the timeline holds this event."""
         fields = event.fields
         number = int(fields["call"])
-        call = LlmCall(
-            number=number,
-            call_id=str(fields.get("call_id", "")),
-            model=event.name,
-            provider=str(fields.get("provider", "unknown")),
-            started_at=event.at,
-            status=CallStatus.UNKNOWN,
+        call = replace(
+            _named(event, number),
             step=fields.get("method"),
             crew=fields.get("crew_name"),
             agent=fields.get("agent_role"),
@@ -187,7 +182,7 @@ class Account:
         if number in self._ended:
             return
         self._remember(number)
-        opened = self._open.pop(number, None) or _Open(_unseen(event, number))
+        opened = self._open.pop(number, None) or _Open(_named(event, number))
         call = replace(
             opened.call,
             status=status,
@@ -264,7 +259,8 @@ def _release(held: list[tuple[Spending, Reservation]]) -> None:
         book.release(reservation)
 
 
-def _unseen(event: Event, number: int) -> LlmCall:
+def _named(event: Event, number: int) -> LlmCall:
+    """What a call's beginning and its end both tell; how it ended is not known."""
     return LlmCall(
         number=number,
         call_id=str(event.fields.get("call_id", "")),

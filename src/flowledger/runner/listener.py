@@ -304,7 +304,7 @@ class Listener:
         kind = _true_kind(known[0], event)
         if _is_plumbing(source, event):
             if kind.endswith("_started"):
-                self._sequences[event.event_id] = self._parent_of(event)
+                _remember(self._sequences, event.event_id, self._parent_of(event))
             return
         if kind == "flow_started" and source is self._root:
             self.begin()

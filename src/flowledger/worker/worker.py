@@ -103,8 +103,8 @@ class Worker:
                 for name, work in (
                     ("leases", self._leases.keep()),
                     ("records", self._records.keep_writing()),
-                    ("project", self._keep_project_fresh()),
                     ("reaper", self._reap()),
+                    ("project", self._keep_project_fresh()),
                     ("listen", listen(self._listen_conninfo, [QUEUE_CHANNEL, WISHES_CHANNEL], self._woken)),
                 )
             ]
@@ -305,8 +305,8 @@ class Worker:
         )
 
     def _previews(self, known: Remembered) -> int:
-        own = known.controls.preview_characters
-        return self._settings.preview_characters if own is None else own
+        of_flow = known.controls.preview_characters
+        return self._settings.preview_characters if of_flow is None else of_flow
 
     async def _finish(self, claim: Claim, outcome: Outcome) -> Finish:
         """Asks until there is an answer: an outcome that is known is not given up because the database is away."""

@@ -91,7 +91,7 @@ def list_(
 
 @dataclass(frozen=True)
 class _Inside:
-    """An execution and what belongs to it."""
+    """An execution and what belongs to it, as far as it was asked for."""
 
     execution: Execution
     transitions: list[Transition]
@@ -120,7 +120,11 @@ def show(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    inside = with_ledger(settings(**flags), lambda open_ledger: _inside(open_ledger, reference))
+    async def read(open_ledger: Ledger) -> _Inside:
+        # A timeline shows the tokens and cost of its calls too.
+        return await _inside(open_ledger, reference, transitions=transitions, events=timeline, calls=timeline or usage)
+
+    inside = with_ledger(settings(**flags), read)
     if as_json:
         parts: dict[str, tuple[bool, Any]] = {
             "transitions": (transitions, plain(inside.transitions)),
@@ -149,15 +153,15 @@ def show(
     out.print(Group(*page), soft_wrap=False)
 
 
-async def _inside(open_ledger: Ledger, reference: str) -> _Inside:
+async def _inside(open_ledger: Ledger, reference: str, *, transitions: bool, events: bool, calls: bool) -> _Inside:
     execution = await find(open_ledger, reference)
     async with open_ledger.database.session(open_ledger.operator) as session:
         return _Inside(
             execution,
-            await executions.transitions(session, execution.id),
+            await executions.transitions(session, execution.id) if transitions else [],
             await executions.reruns(session, execution.id),
-            await timelines.read(session, execution.id),
-            await usages.read(session, execution.id),
+            await timelines.read(session, execution.id) if events else [],
+            await usages.read(session, execution.id) if calls else [],
             await usages.repricings(session, execution.id),
         )
 
