@@ -108,6 +108,22 @@ class AmbiguousReference(FlowledgerError):
 
 
 @dataclass(eq=False)
+class NotAuthenticated(FlowledgerError):
+    """Nobody knows who asks. `reason` says what is wrong with the token."""
+
+    code = "not_authenticated"
+    reason: str
+
+    @property
+    def title(self) -> str:
+        return f"who asks is not known: {self.reason}"
+
+    @property
+    def hint(self) -> str:
+        return "Send `Authorization: Bearer TOKEN`; `flowledger tokens create` makes one."
+
+
+@dataclass(eq=False)
 class PriceNotFound(FlowledgerError):
     """The team has set no such price. `known` are those that it has for the model."""
 

@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     preview_characters: int = Field(
         500, ge=0, le=20_000, description="Characters kept of each prompt, answer and output in the timeline; 0: none."
     )
+    jwt_secret: SecretStr | None = Field(None, description="HS256 key of the tokens that the API takes.")
     log_format: str = Field("console", pattern="^(console|json)$", description="The worker's own log: console or json.")
     otlp_endpoint: str | None = Field(
         None, description="OTLP receiver over HTTP for a trace of each execution. None: no traces are made."

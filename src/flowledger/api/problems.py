@@ -1,0 +1,70 @@
+"""Errors as HTTP tells them: problems (RFC 9457). The only place where an error gets a status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from flowledger import errors
+from flowledger.errors import FlowledgerError
+
+_log = structlog.get_logger("flowledger.api")
+
+MEDIA_TYPE = "application/problem+json"
+
+_STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
+    (errors.NotAuthenticated, 401),
+    (errors.PermissionRefused, 403),
+    (errors.FlowNotFound, 404),
+    (errors.ExecutionNotFound, 404),
+    (errors.AmbiguousReference, 409),
+    (errors.TransitionRefused, 409),
+    (errors.InvalidInput, 422),
+    (errors.QueueFull, 429),
+    (errors.DatabaseBusy, 503),
+    (errors.DatabaseUnreachable, 503),
+)
+
+
+def install(app: FastAPI) -> None:
+    """Every error leaves as a problem."""
+    app.add_exception_handler(FlowledgerError, _told)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _internal)
+
+
+def problem(status: int, code: str, title: str, **more: Any) -> JSONResponse:
+    """`type` is where the code is explained; what is None is left out."""
+    facts = {"type": f"/docs/problems#{code}", "title": title, "status": status, "code": code, **more}
+    body = {name: value for name, value in facts.items() if value is not None}
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse(body, status, headers, MEDIA_TYPE)
+
+
+async def _told(_: Request, error: FlowledgerError) -> JSONResponse:
+    status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+    field = getattr(error, "field", None)
+    return problem(status, error.code, error.title, remedy=error.hint or None, field=field)
+
+
+async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    faults = [
+        {"field": ".".join(str(part) for part in fault["loc"][1:]) or str(fault["loc"][0]), "what": fault["msg"]}
+        for fault in error.errors()
+    ]
+    return problem(422, "invalid_request", "The request does not fit its schema.", faults=faults)
+
+
+async def _http(_: Request, error: HTTPException) -> JSONResponse:
+    return problem(error.status_code, f"http_{error.status_code}", str(error.detail))
+
+
+async def _internal(request: Request, error: Exception) -> JSONResponse:
+    _log.error("request_failed", path=request.url.path, exc_info=error)
+    return problem(500, "internal", "This is a fault of flowledger's own.")
