@@ -64,7 +64,7 @@ _EXITS = {
     exits.Exit.USAGE: "the command line or an input cannot be used",
     exits.Exit.FAILED: "the execution failed",
     exits.Exit.NOT_PERMITTED: "Postgres does not let this identity do it",
-    exits.Exit.NOT_FOUND: "no such project, flow, execution or price, or a prefix that several executions share",
+    exits.Exit.NOT_FOUND: "no such project, flow, execution, price or token, or a prefix that several executions share",
     exits.Exit.CANCELLED: "the execution was cancelled",
     exits.Exit.TIMEOUT: "the execution reached its timeout",
     exits.Exit.STOPPED_WAITING: "waiting ended (`executions watch --timeout`); the execution goes on",

@@ -124,6 +124,89 @@ class NotAuthenticated(FlowledgerError):
 
 
 @dataclass(eq=False)
+class ScopeRefused(FlowledgerError):
+    """A personal token may not do this, although its user may. `needed` is the scope that may."""
+
+    code = "scope_refused"
+    scopes: tuple[str, ...]
+    needed: str
+
+    @property
+    def title(self) -> str:
+        return f"this token's scope is {', '.join(self.scopes)}; this needs {self.needed}"
+
+    @property
+    def hint(self) -> str:
+        return f"`flowledger tokens create NAME --scope {self.needed}` makes one that may."
+
+
+@dataclass(eq=False)
+class OriginRefused(FlowledgerError):
+    """A page of another origin wanted to act with the browser's login. `origin` empty: the request tells none."""
+
+    code = "origin_refused"
+    origin: str
+
+    @property
+    def title(self) -> str:
+        return f"a login acts from flowledger's own pages only, not from {self.origin or 'nowhere'}"
+
+    @property
+    def hint(self) -> str:
+        return "Programs send `Authorization: Bearer TOKEN` in place of the cookie."
+
+
+@dataclass(eq=False)
+class RateLimited(FlowledgerError):
+    """One identity asks more often than it may. `seconds` is when it may ask again."""
+
+    code = "rate_limited"
+    limit: str
+    seconds: int
+
+    @property
+    def title(self) -> str:
+        return f"that is more than {self.limit}"
+
+    @property
+    def hint(self) -> str:
+        return f"Wait {self.seconds} s, or raise FLOWLEDGER_RATE_LIMIT."
+
+
+@dataclass(eq=False)
+class KeysUnavailable(FlowledgerError):
+    """The keys that JWTs are checked with cannot be had from where they are published."""
+
+    code = "keys_unavailable"
+    place: str
+    reason: str
+
+    @property
+    def title(self) -> str:
+        return f"the keys of {self.place} cannot be had: {self.reason}"
+
+    @property
+    def hint(self) -> str:
+        return "Check FLOWLEDGER_JWKS_URL or FLOWLEDGER_JWKS_FILE; personal tokens work meanwhile."
+
+
+@dataclass(eq=False)
+class TokenNotFound(FlowledgerError):
+    """No living token of the caller's answers to this name or id."""
+
+    code = "token_not_found"
+    reference: str
+
+    @property
+    def title(self) -> str:
+        return f"there is no token {self.reference!r}"
+
+    @property
+    def hint(self) -> str:
+        return "`flowledger tokens list` shows them."
+
+
+@dataclass(eq=False)
 class PriceNotFound(FlowledgerError):
     """The team has set no such price. `known` are those that it has for the model."""
 

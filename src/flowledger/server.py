@@ -1,34 +1,134 @@
-"""The ASGI application: the API under `/api/v1`, and its life."""
+"""The ASGI application, the API under `/api/v1`, and how it is served: its address, its life, its end."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
+import structlog
+import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from flowledger import __version__
-from flowledger.api import executions, problems
+from flowledger.api import executions, health, login, problems, tokens
 from flowledger.api.auth import Verifier
+from flowledger.api.envelope import Envelope
+from flowledger.api.hosts import Hosts, allowed_hosts, is_loopback, require_safe_bind
+from flowledger.api.limits import BodyLimit, Rates
 from flowledger.database.session import Database
+from flowledger.errors import InvalidInput
 from flowledger.settings import Settings
 
+_log = structlog.get_logger("flowledger.server")
+
 MOST_CONNECTIONS = 8
+_GRACE_SECONDS = 10
+_BACKLOG = 2048
 
 
-def application(settings: Settings, conninfo: str) -> FastAPI:
-    """`conninfo` logs in as a role that may become `authenticated` and `service_role`."""
+def application(
+    settings: Settings, conninfo: str, *, has_login: bool = False, most_connections: int = MOST_CONNECTIONS
+) -> FastAPI:
+    """`conninfo` logs in as a role that may become `anon`, `authenticated` and `service_role`. `has_login`: one-time
+    links are taken, at an address that only this machine reaches.
+
+    Raises InvalidInput for settings that cannot be used, or are not safe.
+    """
+    require_safe_bind(settings)
+    verifier, rates = Verifier(settings), Rates(settings)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        async with Database(conninfo, most_connections=MOST_CONNECTIONS) as database:
+        async with Database(conninfo, most_connections=most_connections) as database:
             app.state.database = database
-            app.state.verifier = Verifier(settings)
             yield
 
     app = FastAPI(title="flowledger", version=__version__, lifespan=life, openapi_url="/api/v1/openapi.json")
+    app.state.verifier, app.state.rates = verifier, rates
+    app.state.has_login = has_login and is_loopback(settings.server_host)
     problems.install(app)
-    v1 = APIRouter(prefix="/api/v1")
-    v1.include_router(executions.router)
-    app.include_router(v1)
+    _route(app)
+    # The last is outermost.
+    app.add_middleware(BodyLimit, most_bytes=settings.max_body_bytes)
+    app.add_middleware(Hosts, allowed=allowed_hosts(settings))
+    app.add_middleware(Envelope)
     return app
+
+
+def _route(app: FastAPI) -> None:
+    v1 = APIRouter(prefix="/api/v1")
+    for resource in (executions, tokens, health):
+        v1.include_router(resource.router)
+    app.include_router(v1)
+    if app.state.has_login:
+        app.include_router(login.router)
+
+
+def bound(settings: Settings) -> socket.socket:
+    """The address, taken. Raises InvalidInput if somebody else has it, or it is none of this machine's."""
+    host, port = settings.server_host, settings.server_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((host, port))
+        taken.listen(_BACKLOG)
+    except OSError as trouble:
+        taken.close()
+        raise InvalidInput(
+            "setting server_port",
+            f"{host}:{port} cannot be served at: {trouble.strerror}",
+            "Choose with --port, 0: any.",
+        ) from trouble
+    return taken
+
+
+def url_of(taken: socket.socket) -> str:
+    """Where a browser of this machine finds it."""
+    host, port = taken.getsockname()[:2]
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - to read it, not to bind it
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+@asynccontextmanager
+async def serving(app: FastAPI, taken: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
+    """Served while the block runs; then requests in flight get 10 seconds to end. The task ends early by a fault."""
+    server = _Server(app)
+    task = asyncio.create_task(server.serve(sockets=[taken]), name="server")
+    starting = asyncio.create_task(server.ready.wait())
+    try:
+        await asyncio.wait((task, starting), return_when=asyncio.FIRST_COMPLETED)
+        _log.info("server_ready", url=url_of(taken))
+        yield task
+    finally:
+        starting.cancel()
+        server.should_exit = True
+        await task
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to whoever started it, and tells when it is ready."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="on",
+                ws="none",
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

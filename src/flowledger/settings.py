@@ -70,7 +70,32 @@ class Settings(BaseSettings):
     preview_characters: int = Field(
         500, ge=0, le=20_000, description="Characters kept of each prompt, answer and output in the timeline; 0: none."
     )
-    jwt_secret: SecretStr | None = Field(None, description="HS256 key of the tokens that the API takes.")
+    server_host: str = Field("127.0.0.1", description="Address at which the API is served.")
+    server_port: int = Field(8700, ge=0, le=65_535, description="Port at which the API is served, 0: any.")
+    allowed_hosts: str | None = Field(
+        None,
+        description="Names that the API answers to, between commas. None: loopback names; any at a public address.",
+    )
+    jwt_secret: SecretStr | None = Field(
+        None, description="HS256 key of the JWTs that the API takes, at least 32 bytes. None: see jwks_url."
+    )
+    jwks_url: str | None = Field(
+        None,
+        description="Where the keys of RS256 or ES256 JWTs are published, fetched when needed. None: see jwks_file.",
+    )
+    jwks_file: Path | None = Field(None, description="A file of the same keys, read again when needed.")
+    jwt_algorithm: str | None = Field(
+        None,
+        pattern="^(HS256|RS256|ES256)$",
+        description="The only algorithm of JWTs. None: HS256 with a secret, RS256 with published keys.",
+    )
+    jwt_issuer: str | None = Field(None, description="The iss that a JWT must have. None: any.")
+    jwt_audience: str | None = Field(
+        None, description="The aud that a JWT must have. None: it must have none, since it would be for somebody else."
+    )
+    jwt_role_claim: str = Field("role", description="The claim of a JWT that says authenticated or service_role.")
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="Size of a request that the API reads.")
+    rate_limit: str = Field("500/second", description="Requests that one identity may make of one server process.")
     log_format: str = Field("console", pattern="^(console|json)$", description="The worker's own log: console or json.")
     otlp_endpoint: str | None = Field(
         None, description="OTLP receiver over HTTP for a trace of each execution. None: no traces are made."

@@ -20,23 +20,32 @@ MEDIA_TYPE = "application/problem+json"
 _STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
     (errors.NotAuthenticated, 401),
     (errors.PermissionRefused, 403),
+    (errors.ScopeRefused, 403),
+    (errors.OriginRefused, 403),
     (errors.FlowNotFound, 404),
     (errors.ExecutionNotFound, 404),
+    (errors.TokenNotFound, 404),
     (errors.AmbiguousReference, 409),
     (errors.TransitionRefused, 409),
     (errors.InvalidInput, 422),
     (errors.QueueFull, 429),
+    (errors.RateLimited, 429),
     (errors.DatabaseBusy, 503),
     (errors.DatabaseUnreachable, 503),
+    (errors.KeysUnavailable, 503),
+    (errors.SchemaTooOld, 503),
+    (errors.SchemaTooNew, 503),
 )
+
+_PASSING = (429, 503)
+_RETRY_SECONDS = 5
 
 
 def install(app: FastAPI) -> None:
-    """Every error leaves as a problem."""
+    """Every error leaves as a problem; what nobody expected, through the envelope's `fault`."""
     app.add_exception_handler(FlowledgerError, _told)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
-    app.add_exception_handler(Exception, _internal)
 
 
 def problem(status: int, code: str, title: str, **more: Any) -> JSONResponse:
@@ -47,10 +56,19 @@ def problem(status: int, code: str, title: str, **more: Any) -> JSONResponse:
     return JSONResponse(body, status, headers, MEDIA_TYPE)
 
 
+def fault(path: str, error: Exception, request_id: str) -> JSONResponse:
+    """What flowledger did not expect. The log has the story, under the request's id."""
+    _log.error("request_failed", path=path, request=request_id, exc_info=error)
+    return problem(500, "internal", "This is a fault of flowledger's own.", request=request_id)
+
+
 async def _told(_: Request, error: FlowledgerError) -> JSONResponse:
     status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
     field = getattr(error, "field", None)
-    return problem(status, error.code, error.title, remedy=error.hint or None, field=field)
+    answer = problem(status, error.code, error.title, remedy=error.hint or None, field=field)
+    if status in _PASSING:
+        answer.headers["Retry-After"] = str(getattr(error, "seconds", _RETRY_SECONDS))
+    return answer
 
 
 async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -62,9 +80,6 @@ async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
 
 
 async def _http(_: Request, error: HTTPException) -> JSONResponse:
-    return problem(error.status_code, f"http_{error.status_code}", str(error.detail))
-
-
-async def _internal(request: Request, error: Exception) -> JSONResponse:
-    _log.error("request_failed", path=request.url.path, exc_info=error)
-    return problem(500, "internal", "This is a fault of flowledger's own.")
+    answer = problem(error.status_code, f"http_{error.status_code}", str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer

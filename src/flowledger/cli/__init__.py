@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
-    "up": "Start everything here: embedded Postgres and a worker for this project.",
+    "up": "Start everything here: embedded Postgres, a worker for this project and the API.",
     "run": "Run a flow and watch it; exits by its outcome.",
     "executions": "List, show, watch, cancel, repeat and prune executions, and read their logs.",
     "flows": "List the project's flows, show their graph and input schema; pause and resume them.",
@@ -25,6 +25,9 @@ COMMANDS = {
     "errors": "Group what failed: how often, since when, and what it wasted.",
     "budgets": "List, set and remove what may be spent in a day or a month.",
     "prices": "List, set, import and check the prices of models; price old executions again.",
+    "tokens": "Create, list and revoke personal tokens of the API.",
+    "login": "Print a one-time link that lets a browser in to the API of `flowledger up`.",
+    "server": "Serve the API until stopped.",
     "worker": "Claim and run executions until stopped.",
     "db": "Migrate and check the database; print its reference document.",
     "doctor": "Check this machine, project and database, with a remedy for each finding.",

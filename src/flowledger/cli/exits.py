@@ -25,6 +25,7 @@ from flowledger.errors import (
     PermissionRefused,
     PriceNotFound,
     ProjectNotFound,
+    TokenNotFound,
 )
 
 
@@ -49,7 +50,10 @@ OUTCOMES = {
 }
 
 _ERRORS: tuple[tuple[tuple[type[FlowledgerError], ...], Exit], ...] = (
-    ((FlowNotFound, ExecutionNotFound, AmbiguousReference, PriceNotFound, ProjectNotFound), Exit.NOT_FOUND),
+    (
+        (FlowNotFound, ExecutionNotFound, AmbiguousReference, PriceNotFound, ProjectNotFound, TokenNotFound),
+        Exit.NOT_FOUND,
+    ),
     ((PermissionRefused,), Exit.NOT_PERMITTED),
     ((InvalidInput,), Exit.USAGE),
 )

@@ -101,8 +101,9 @@ def surroundings(settings: Settings, where: Addresses) -> Surroundings:
         urls.add(settings.listen_url.get_secret_value())
     passwords = {password(url) for url in urls}
     headers = "" if settings.otlp_headers is None else settings.otlp_headers.get_secret_value()
+    signing = "" if settings.jwt_secret is None else settings.jwt_secret.get_secret_value()
     return Surroundings(
-        secrets=frozenset((urls | passwords | {headers, *header_values(headers).values()}) - {""}),
+        secrets=frozenset((urls | passwords | {signing, headers, *header_values(headers).values()}) - {""}),
         hidden=() if where.embedded is None else (where.embedded.data_dir / "postgres",),
         storage=storage(settings),
     )

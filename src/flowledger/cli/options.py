@@ -34,6 +34,13 @@ MetricsPortOption = Annotated[
         "--metrics-port", min=0, max=65_535, help="Serve Prometheus metrics at this port, 0: any.", show_default=False
     ),
 ]
+HostOption = Annotated[
+    str | None, typer.Option("--host", help="Address of the API. Default: 127.0.0.1", show_default=False)
+]
+PortOption = Annotated[
+    int | None,
+    typer.Option("--port", min=0, max=65_535, help="Port of the API, 0: any. Default: 8700", show_default=False),
+]
 PairsOption = Annotated[
     list[str] | None,
     typer.Option("-i", "--set", metavar="KEY=VALUE", help="One input; key=@file reads a file, key:=json takes JSON."),

@@ -1,4 +1,4 @@
-"""`flowledger up`: everything on this machine with one command: the embedded Postgres and a worker for this project."""
+"""`flowledger up`: everything here with one command: embedded Postgres, a worker for this project, the API."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import typer
 from flowledger.cli.options import (
     DatabaseOption,
     DataOption,
+    HostOption,
     MetricsPortOption,
+    PortOption,
     ProjectOption,
     PythonOption,
     SlotsOption,
@@ -23,9 +25,11 @@ def up(
     python: PythonOption = None,
     database_url: DatabaseOption = None,
     data: DataOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
     metrics_port: MetricsPortOption = None,
 ) -> None:
-    """Start everything here: embedded Postgres and a worker for this project. Ctrl-C stops; data stays."""
+    """Start everything here: embedded Postgres, a worker for this project and the API. Ctrl-C stops; data stays."""
     from flowledger.cli.actions import up
 
     up.up(
@@ -34,5 +38,7 @@ def up(
         python=python,
         database_url=database_url,
         data_dir=data,
+        server_host=host,
+        server_port=port,
         metrics_port=metrics_port,
     )

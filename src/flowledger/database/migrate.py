@@ -19,6 +19,7 @@ import psycopg
 
 from flowledger.database.check import strangers
 from flowledger.database.session import CONNECT_SECONDS, translated
+from flowledger.database.session import Connection as AsyncConnection
 from flowledger.errors import (
     MigrationChanged,
     SchemaNotOurs,
@@ -89,7 +90,19 @@ def version(conn: Connection) -> int:
 
 def require_current(conn: Connection) -> None:
     """Raises SchemaTooOld or SchemaTooNew unless the database has exactly the schema that this version works with."""
-    found, known = version(conn), migrations()[-1].version
+    _require(version(conn))
+
+
+async def require_current_in(conn: AsyncConnection) -> int:
+    """The same for a session of anybody's, with the number of the last migration as the answer."""
+    row = await (await conn.execute(query("migrations", "last"))).fetchone()
+    found = int(row["version"]) if row else 0
+    _require(found)
+    return found
+
+
+def _require(found: int) -> None:
+    known = migrations()[-1].version
     if found < known:
         raise SchemaTooOld(found, known)
     if found > known:

@@ -51,14 +51,25 @@ UNREADABLE = "$unreadable"
 
 @dataclass(frozen=True)
 class Claims:
-    """Who asks. `user` is what `auth.uid()` answers; None for an operator, who sees all."""
+    """Who asks. `user` is what `auth.uid()` answers; None for an operator who is nobody in particular.
+
+    `token` is the personal token that they came with, if any; `read_only` transactions change nothing, whatever the
+    role may do.
+    """
 
     user: UUID | None
     role: str = "authenticated"
+    token: UUID | None = None
+    read_only: bool = False
 
     @classmethod
     def of_operator(cls) -> Claims:
         return cls(user=None, role="service_role")
+
+    @classmethod
+    def of_nobody(cls) -> Claims:
+        """Before it is known who asks."""
+        return cls(user=None, role="anon")
 
     @property
     def is_operator(self) -> bool:
@@ -135,11 +146,11 @@ class Database:
 def _begin(claims: Claims) -> sql.Composed:
     """Opens a transaction under the role and the claims, in one message: each round trip costs more than the work."""
     sub = str(claims.user) if claims.user else ""
-    token = {"sub": sub, "role": claims.role} if sub else {"role": claims.role}
+    told = {"sub": sub, "role": claims.role, "token": str(claims.token or "")}
     settings = {
         "role": claims.role,
         "request.jwt.claim.sub": sub,
-        "request.jwt.claims": json.dumps(token),
+        "request.jwt.claims": json.dumps({name: value for name, value in told.items() if value}),
         "lock_timeout": str(_LOCK_TIMEOUT_MS),
         "idle_in_transaction_session_timeout": str(_IDLE_IN_TRANSACTION_MS),
     }
@@ -147,7 +158,8 @@ def _begin(claims: Claims) -> sql.Composed:
         sql.SQL("set_config({}, {}, true)").format(sql.Literal(name), sql.Literal(value))
         for name, value in settings.items()
     ]
-    return sql.SQL("begin; select {}").format(sql.SQL(", ").join(calls))
+    begin = "begin read only; select {}" if claims.read_only else "begin; select {}"
+    return sql.SQL(begin).format(sql.SQL(", ").join(calls))
 
 
 async def _configure(connection: Connection) -> None:
@@ -242,7 +254,7 @@ def _told(error: psycopg.Error | PoolTimeout, conninfo: str) -> FlowledgerError 
             return QueueFull(int(_diag(error, "message_detail") or 0))
         case "FL007":
             return BudgetUsedUp(message)
-        case "42501":
+        case "42501" | "25006":
             return PermissionRefused(message)
     if state[:2] in _BUSY:
         return DatabaseBusy(message)

@@ -1,15 +1,18 @@
-"""Everything on this machine at once: the embedded Postgres and a worker for this project."""
+"""Everything on this machine at once: the embedded Postgres, a worker for this project, and the API."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
+from contextlib import closing
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from flowledger import __version__, registry
+from flowledger.cli.actions.login import announced, link
 from flowledger.cli.actions.observing import Observers
 from flowledger.cli.actions.worker import work
 from flowledger.cli.flags import settings
@@ -18,6 +21,9 @@ from flowledger.cli.output import err
 from flowledger.database import migrate
 from flowledger.database.session import address
 from flowledger.domain.project import Project
+from flowledger.errors import InvalidInput
+from flowledger.server import application, bound, serving, url_of
+from flowledger.settings import Settings
 from flowledger.telemetry.logs import configure_logs
 
 
@@ -27,14 +33,35 @@ def up(**flags: Any) -> None:
     observers = Observers(chosen)
     configure_logs(chosen.log_format, listeners=observers.listeners)
     found = registry.locate(chosen.project, chosen.python)
-    with addresses(chosen) as where:
+    with addresses(chosen) as where, closing(_bound(chosen)) as taken:
         if where.embedded is None:
             migrate.migrate(where.owner)
-        _greet(where, found, time.monotonic() - began)
-        asyncio.run(work(chosen, where, found, observers))
+        with announced(chosen, url_of(taken)):
+            asyncio.run(_serve_and_work(chosen, where, found, observers, taken, began))
 
 
-def _greet(where: Addresses, found: Project, seconds: float) -> None:
+def _bound(chosen: Settings) -> socket.socket:
+    """Two projects may be up side by side: whoever named no port gets another one if the usual one is taken."""
+    try:
+        return bound(chosen)
+    except InvalidInput:
+        if "server_port" in chosen.model_fields_set:
+            raise
+        return bound(chosen.model_copy(update={"server_port": 0}))
+
+
+async def _serve_and_work(
+    chosen: Settings, where: Addresses, found: Project, observers: Observers, taken: socket.socket, began: float
+) -> None:
+    app = application(chosen, where.api, has_login=True)
+    async with serving(app, taken):
+        url = url_of(taken)
+        entrance = await link(app.state.database, chosen, url) if app.state.has_login else f"{url}/docs"
+        _greet(where, found, entrance, time.monotonic() - began)
+        await work(chosen, where, found, observers)
+
+
+def _greet(where: Addresses, found: Project, entrance: str, seconds: float) -> None:
     postgres = where.embedded
     home = (
         f"embedded Postgres {postgres.version} in {postgres.data_dir}"
@@ -49,4 +76,7 @@ def _greet(where: Addresses, found: Project, seconds: float) -> None:
     table.add_row("  Next", "flowledger flows list, then flowledger run FLOW")
     err.print()
     err.print(table)
+    # On a line of its own, whole: a link that is cut opens nothing.
+    err.print(Text.assemble(("\n  Open  ", "dim"), entrance))
+    err.print(Text("  Once, within 10 minutes; flowledger login  prints another.", "dim"))
     err.print(Text("\n  Ctrl-C stops; data stays.\n", "dim"))

@@ -17,3 +17,7 @@ select coalesce(max(version), 0) from flowledger.schema_migrations;
 -- name: record_checksum
 -- Notes what was applied.
 update flowledger.schema_migrations set sha256 = %(sha256)s where version = %(version)s and sha256 is null;
+
+-- name: last
+-- The same as a column with a name.
+select coalesce(max(version), 0) as version from flowledger.schema_migrations

@@ -26,6 +26,8 @@ alter table flowledger.spending enable row level security;
 alter table flowledger.budgets enable row level security;
 alter table flowledger.reservations enable row level security;
 alter table flowledger.failures enable row level security;
+alter table flowledger.tokens enable row level security;
+alter table flowledger.logins enable row level security;
 
 drop policy if exists executions_create on public.crewai_flow_executions;
 create policy executions_create on public.crewai_flow_executions
@@ -121,6 +123,9 @@ drop policy if exists budgets_read on flowledger.budgets;
 create policy budgets_read on flowledger.budgets for select using ((select flowledger.is_operator()));
 drop policy if exists reservations_read on flowledger.reservations;
 create policy reservations_read on flowledger.reservations for select using ((select flowledger.is_operator()));
+drop policy if exists tokens_read_own on flowledger.tokens;
+create policy tokens_read_own on flowledger.tokens for select using (
+  (select flowledger.is_operator()) or (select auth.uid()) = user_id);
 -- What a model costs is no secret.
 drop policy if exists prices_read on flowledger.prices;
 create policy prices_read on flowledger.prices for select using (true);
@@ -159,6 +164,8 @@ grant select on flowledger.every_execution, flowledger.settings, flowledger.work
   flowledger.spending_now, flowledger.budgets, flowledger.reservations
   to service_role;
 grant update (value) on flowledger.settings to service_role;
+grant select (id, user_id, name, hint, scopes, created_at, expires_at, last_used_at, revoked_at)
+  on flowledger.tokens to authenticated, service_role;
 
 grant execute on function flowledger.kickoff(text, jsonb, uuid, jsonb) to authenticated;
 grant execute on function
@@ -193,3 +200,11 @@ grant execute on function
   flowledger.remove_budget(bigint),
   flowledger.fold_spending(integer)
   to service_role;
+grant execute on function
+  flowledger.create_token(text, bytea, text, text[], interval), flowledger.revoke_token(uuid)
+  to authenticated, service_role;
+grant execute on function flowledger.open_login(uuid, bytea) to service_role;
+grant execute on function
+  flowledger.redeem_token(bytea), flowledger.redeem_login(bytea, bytea), flowledger.redeem_session(bytea),
+  flowledger.end_session(bytea)
+  to anon;
