@@ -8,7 +8,7 @@ import platform
 import time
 import traceback
 
-from benchmarks import cancel, commands, costs, embedded, idle, recording, start, survival, throughput
+from benchmarks import api, cancel, commands, costs, embedded, idle, recording, start, survival, throughput
 from benchmarks.figures import Figure, show
 from benchmarks.stage import Stage
 
@@ -29,6 +29,7 @@ BENCHMARKS = {
     "idle": idle.worker,
     "lost-worker": survival.lost_worker,
     "deaf-worker": survival.deaf_worker,
+    "api": api.answers,
 }
 
 

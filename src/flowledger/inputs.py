@@ -20,10 +20,15 @@ import referencing.exceptions
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import SchemaError, ValidationError
 
+from flowledger.database.session import UNREADABLE
+from flowledger.domain.execution import Execution, JsonObject, NewExecution
 from flowledger.errors import InvalidInput
 
 Schema = Mapping[str, Any]
 Step = str | int
+
+TAKEN_OVER = ("timeout_seconds", "queue_seconds", "priority", "budget_usd", "budget_tokens", "on_budget", "title")
+"""Of an earlier execution's metadata: what it was asked for. The rest tells how it ran."""
 
 ALWAYS_ACCEPTED = ("id", "crewai_trigger_payload")
 """CrewAI's own inputs: the run's id, a string, and what a trigger sends to start methods that ask for it, any JSON."""
@@ -45,7 +50,7 @@ def check(flow_schema: Schema | None, inputs: Any) -> None:
     """
     if not isinstance(inputs, dict):
         raise InvalidInput("inputs", f"must be an object, not {_quoted(inputs)}", "Give names and values.")
-    _refuse_unstorable(inputs)
+    refuse_unstorable(inputs)
     if not isinstance(inputs.get("id", ""), str):
         raise InvalidInput("id", f"must be a string, not {_quoted(inputs['id'])}", "Leave it out to get a fresh one.")
     if flow_schema is None:
@@ -103,9 +108,12 @@ def _relevance(error: ValidationError) -> tuple[bool, int]:
     return (error.validator == "additionalProperties", -len(error.absolute_path))
 
 
-def _refuse_unstorable(inputs: Any) -> None:
-    """What JSON or Postgres cannot hold is refused here, by name, and not by the database later."""
-    waiting: list[tuple[tuple[Step, ...], Any]] = [((), inputs)]
+def refuse_unstorable(inputs: Any, field: str | None = None) -> None:
+    """What JSON or Postgres cannot hold is refused here, by name, and not by the database later. `field` names what is
+    looked into, unless its parts are named by themselves. Raises InvalidInput.
+    """
+    start: tuple[Step, ...] = () if field is None else (field,)
+    waiting: list[tuple[tuple[Step, ...], Any]] = [(start, inputs)]
     while waiting:
         path, value = waiting.pop()
         problem = _problem_with_storing(value, len(path))
@@ -132,6 +140,29 @@ def _problem_with_storing(value: Any, depth: int) -> str | None:
     if not isinstance(value, str | float | int | dict | list | None):
         return f"is a {type(value).__name__}, which JSON does not know"
     return None
+
+
+# -- Again ------------------------------------------------------------------------------------------------------------
+
+
+def of_earlier(earlier: Execution) -> JsonObject:
+    """The inputs that an execution had. Raises InvalidInput when they cannot be read."""
+    given = earlier.input_state or {}
+    if not isinstance(given, dict) or UNREADABLE in given:
+        raise InvalidInput("inputs", f"those of {earlier.id} cannot be read", "Start the flow with inputs of its own.")
+    return given
+
+
+def again(earlier: Execution, inputs: JsonObject) -> NewExecution:
+    """What to ask for to repeat an execution with these inputs."""
+    metadata = earlier.metadata if isinstance(earlier.metadata, dict) else {}
+    return NewExecution(
+        flow_key=earlier.flow_key,
+        inputs=inputs,
+        board_meeting_id=earlier.board_meeting_id,
+        rerun_of=earlier.id,
+        metadata={name: metadata[name] for name in TAKEN_OVER if name in metadata},
+    )
 
 
 # -- Telling what is wrong ---------------------------------------------------------------------------------------------

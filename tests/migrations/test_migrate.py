@@ -22,7 +22,7 @@ from flowledger.errors import (
 )
 
 DOCUMENT_TABLES = (Path(__file__).parent / "document_tables.sql").read_text()
-VERSIONS = [1, 2, 3, 4]
+VERSIONS = [1, 2, 3, 4, 5]
 
 
 def one(target, statement, *values):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import structlog
@@ -30,6 +31,7 @@ _STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
     (errors.InvalidInput, 422),
     (errors.QueueFull, 429),
     (errors.RateLimited, 429),
+    (errors.BudgetUsedUp, 429),
     (errors.DatabaseBusy, 503),
     (errors.DatabaseUnreachable, 503),
     (errors.KeysUnavailable, 503),
@@ -53,7 +55,16 @@ def problem(status: int, code: str, title: str, **more: Any) -> JSONResponse:
     facts = {"type": f"/docs/problems#{code}", "title": title, "status": status, "code": code, **more}
     body = {name: value for name, value in facts.items() if value is not None}
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return JSONResponse(body, status, headers, MEDIA_TYPE)
+    return _Problem(body, status, headers)
+
+
+class _Problem(JSONResponse):
+    """In ASCII: what is wrong with a request may be a character that no encoding has, half a surrogate pair."""
+
+    media_type = MEDIA_TYPE
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
 
 
 def fault(path: str, error: Exception, request_id: str) -> JSONResponse:

@@ -14,13 +14,17 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Self
 from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection, errors, sql
+from psycopg.abc import AdaptContext, Buffer
+from psycopg.adapt import Loader
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Format
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -164,6 +168,29 @@ def _begin(claims: Claims) -> sql.Composed:
 
 async def _configure(connection: Connection) -> None:
     set_json_loads(_read_json, connection)
+    connection.adapters.register_loader("timestamptz", _AnyTime)
+
+
+_StrictTime = psycopg.adapters.get_loader(psycopg.adapters.types["timestamptz"].oid, Format.TEXT)
+
+
+class _AnyTime(Loader):
+    """Postgres holds times from 4713 BC to 294276 and two infinities; Python's have four digits for the year. What lies
+    outside is told as the first or the last time there is, so that such a row does not stop its readers.
+    """
+
+    def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
+        super().__init__(oid, context)
+        assert _StrictTime is not None
+        self._strict = _StrictTime(oid, context)
+
+    def load(self, data: Buffer) -> Any:
+        try:
+            return self._strict.load(data)
+        except (psycopg.DataError, OverflowError, ValueError):
+            text = bytes(data)
+            is_before = text.startswith(b"-") or text.endswith(b"BC")
+            return datetime.min.replace(tzinfo=UTC) if is_before else datetime.max.replace(tzinfo=UTC)
 
 
 def _read_json(data: str | bytes) -> Any:

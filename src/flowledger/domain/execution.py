@@ -119,7 +119,7 @@ class Execution:
     execution_mode: Mode
     metadata: JsonObject | None
     flow_key: str = ""
-    """The flow's key, joined in for readers."""
+    """The flow's key, joined in for readers. Empty: the flow was withdrawn from their sight."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -219,8 +220,22 @@ async def expire(connection: Connection) -> list[UUID]:
 
 
 @dataclass(frozen=True)
+class Inside:
+    """A place in a row's JSON: `root` is one of its three JSON columns, `path` leads into it, `value` is what must
+    stand there, as text; None: anything.
+    """
+
+    root: str
+    path: tuple[str, ...]
+    value: str | None = None
+
+
+@dataclass(frozen=True)
 class Filters:
-    """Which executions to list; None takes all. `since` is inclusive, `until` exclusive, both compare started_at."""
+    """Which executions to list; None takes all. `since` is inclusive, `until` exclusive, both compare started_at.
+
+    `search` is a part of the error's type or message, in any case of letters.
+    """
 
     statuses: tuple[Status, ...] | None = None
     flow_key: str | None = None
@@ -229,6 +244,42 @@ class Filters:
     until: datetime | None = None
     meeting: UUID | None = None
     by: UUID | None = None
+    search: str | None = None
+    inside: Inside | None = None
+
+    @property
+    def most_searched(self) -> int | None:
+        """How many executions one page looks through; None: those that it shows."""
+        if self.inside is not None:
+            return _MOST_READ
+        return None if self.search is None else _MOST_SEARCHED
+
+    def as_values(self) -> dict[str, Any]:
+        """As the queries take them. One status is given apart from several: rows of one lie in order in their index."""
+        statuses = None if self.statuses is None else [str(status) for status in dict.fromkeys(self.statuses)]
+        several = statuses is not None and len(statuses) != 1
+        return {
+            "by": self.by,
+            "statuses": statuses if several else None,
+            "status": None if several or statuses is None else statuses[0],
+            "flow_key": self.flow_key,
+            "mode": self.mode,
+            "since": self.since,
+            "until": self.until,
+            "meeting": self.meeting,
+            "search": None if self.search is None else f"%{_LIKE.sub(_ESCAPED, self.search)}%",
+            "root": self.inside and self.inside.root,
+            "path": self.inside and list(self.inside.path),
+            "value": self.inside and self.inside.value,
+        }
+
+
+_LIKE = re.compile(r"([\\%_])")
+_ESCAPED = r"\\\1"
+
+_MOST_SEARCHED = 10_000
+_MOST_READ = 3_000
+"""A search that finds nothing must end as soon as one that does. Reading a payload costs more than reading an error."""
 
 
 @dataclass(frozen=True)
@@ -253,26 +304,115 @@ class Place:
             ) from wrong
 
 
+@dataclass(frozen=True)
+class Found:
+    """Executions that a page consists of. `next` None: there are no more.
+
+    A search looks through so many executions at most. Its page may hold few or none, and still have a `next`.
+    """
+
+    ids: tuple[UUID, ...]
+    next: Place | None
+
+
+async def search(
+    connection: Connection, claims: Claims, filters: Filters, *, limit: int, after: Place | None = None
+) -> Found:
+    """Which executions a page consists of, newest first: the user's own, or anybody's for an operator."""
+    candidates = filters.most_searched or limit + 1
+    rows = await _all(
+        connection,
+        _own_or_all("list", claims),
+        user=claims.user,
+        **filters.as_values(),
+        after_started_at=after and after.started_at,
+        after_id=after and after.id,
+        candidates=candidates,
+        # One more than asked for tells whether there is a next page.
+        limit=limit + 1,
+    )
+    shown = rows[:limit]
+    is_more = len(rows) > limit or (bool(rows) and rows[-1]["rank"] == candidates)
+    return Found(
+        tuple(row["id"] for row in shown if row["matches"]),
+        Place(shown[-1]["listed_at"], shown[-1]["id"]) if is_more else None,
+    )
+
+
+@dataclass(frozen=True)
+class Page:
+    """Executions, newest first. `next` None: there are no more."""
+
+    executions: list[Execution]
+    next: Place | None
+
+
+async def page(
+    connection: Connection,
+    claims: Claims,
+    filters: Filters,
+    *,
+    limit: int,
+    after: Place | None = None,
+    largest: int | None = None,
+) -> Page:
+    """A page of executions. Of JSON and text that takes more than `largest` bytes, unless that is None, the row tells
+    the size or a part: `{LARGE: bytes}`.
+    """
+    found = await search(connection, claims, filters, limit=limit, after=after)
+    if not found.ids:
+        return Page([], found.next)
+    rows = await _all(connection, _own_or_all("rows", claims), user=claims.user, ids=list(found.ids), largest=largest)
+    by_id = {row["id"]: _execution(row) for row in rows}
+    # One that was deleted in between is left out.
+    return Page([by_id[id_] for id_ in found.ids if id_ in by_id], found.next)
+
+
+LARGE = "$large"
+"""The only key of what stands in a list for a JSON value that is too large for it; its value is the size in bytes."""
+
+
 async def list_(
     connection: Connection, claims: Claims, filters: Filters, *, limit: int, after: Place | None = None
 ) -> list[Execution]:
-    """A page of executions, newest first: the user's own, or everybody's for an operator."""
-    rows = await _all(
+    """A page of executions in full, newest first: the user's own, or everybody's for an operator."""
+    return (await page(connection, claims, filters, limit=limit, after=after)).executions
+
+
+async def export(
+    connection: Connection, claims: Claims, executions: Sequence[UUID], most_bytes: int
+) -> list[dict[str, Any]]:
+    """The first of these executions, as many as take `most_bytes` in the database and at least one: every column, JSON
+    as its text. Empty when none of them is there any more.
+    """
+    return await _all(
         connection,
-        query("executions", "list_of_all" if claims.is_operator else "list_of_user"),
+        _own_or_all("export", claims),
         user=claims.user,
-        by=filters.by,
-        statuses=None if filters.statuses is None else [str(status) for status in filters.statuses],
-        flow_key=filters.flow_key,
-        mode=filters.mode,
-        since=filters.since,
-        until=filters.until,
-        meeting=filters.meeting,
-        after_started_at=after and after.started_at,
-        after_id=after and after.id,
-        limit=limit,
+        ids=list(executions),
+        most_bytes=most_bytes,
     )
-    return [_execution(row) for row in rows]
+
+
+@dataclass(frozen=True)
+class States:
+    """What went in and what came out, as JSON text: also what Python would not read. None: nothing."""
+
+    input_state: str | None
+    output_state: str | None
+
+
+async def states(connection: Connection, claims: Claims, execution: UUID) -> States:
+    """Raises ExecutionNotFound."""
+    row = await _one(connection, _own_or_all("states", claims), user=claims.user, execution=execution)
+    if row is None:
+        raise ExecutionNotFound(str(execution))
+    return States(**row)
+
+
+def _own_or_all(name: str, claims: Claims) -> LiteralString:
+    """Two statements for one question: users ask for their own rows by name, operators through a view."""
+    return query("executions", f"{name}_of_all" if claims.is_operator else f"{name}_of_user")
 
 
 async def find(connection: Connection, claims: Claims, reference: str) -> Execution:
@@ -280,10 +420,28 @@ async def find(connection: Connection, claims: Claims, reference: str) -> Execut
 
     Raises ExecutionNotFound, AmbiguousReference.
     """
+    return _execution(await _only(connection, claims, "find", reference))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which execution it is, and how far it is."""
+
+    id: UUID
+    status: Status
+
+
+async def identify(connection: Connection, claims: Claims, reference: str) -> Identity:
+    """The same without the row, for whoever wants what belongs to it. Raises ExecutionNotFound, AmbiguousReference."""
+    row = await _only(connection, claims, "identify", reference)
+    return Identity(row["id"], _status(row))
+
+
+async def _only(connection: Connection, claims: Claims, how: str, reference: str) -> dict[str, Any]:
     first, last = _range_of(reference)
     rows = await _all(
         connection,
-        query("executions", "find_of_all" if claims.is_operator else "find_of_user"),
+        _own_or_all(how, claims),
         user=claims.user,
         first_id=first,
         last_id=last,
@@ -293,7 +451,7 @@ async def find(connection: Connection, claims: Claims, reference: str) -> Execut
         raise ExecutionNotFound(reference)
     if len(rows) > 1:
         raise AmbiguousReference(reference, tuple(str(row["id"]) for row in rows))
-    return _execution(rows[0])
+    return rows[0]
 
 
 def _range_of(reference: str) -> tuple[UUID | None, UUID | None]:
@@ -377,8 +535,18 @@ async def reruns(connection: Connection, execution: UUID) -> list[Rerun]:
 
 def _execution(row: Mapping[str, Any]) -> Execution:
     return Execution(
-        **{**row, "status": Status(row["status"]), "execution_mode": Mode(row["execution_mode"])},
+        **{
+            **row,
+            "status": _status(row),
+            "execution_mode": Mode(row["execution_mode"] or Mode.MANUAL),
+            "flow_key": row["flow_key"] or "",
+        },
     )
+
+
+def _status(row: Mapping[str, Any]) -> Status:
+    """Tables that were here before flowledger may hold NULL, where the column's default would have said pending."""
+    return Status(row["status"] or Status.PENDING)
 
 
 async def _all(connection: Connection, text: LiteralString, **values: Any) -> list[dict[str, Any]]:

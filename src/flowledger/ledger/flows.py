@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -147,6 +148,15 @@ async def list_(connection: Connection) -> list[KnownFlow]:
     """The active flows, by key."""
     rows = await (await connection.execute(query("flows", "list"))).fetchall()
     return [KnownFlow(definition=row.pop("flow_definition"), **row) for row in rows]
+
+
+async def find_active(connection: Connection, flow_key: str) -> KnownFlow:
+    """The active flow with this key. Raises FlowNotFound, with the nearest keys."""
+    row = await (await connection.execute(query("flows", "find_active"), {"key": flow_key})).fetchone()
+    if row is None:
+        keys = [known.flow_key for known in await list_(connection)]
+        raise FlowNotFound(flow_key, tuple(difflib.get_close_matches(flow_key, keys, n=3)))
+    return KnownFlow(definition=row.pop("flow_definition"), **row)
 
 
 async def fold_counts(connection: Connection) -> None:

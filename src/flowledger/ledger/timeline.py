@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -70,12 +70,24 @@ async def read(connection: Connection, execution: UUID, *, after: int = 0, most:
     """
     values = {"execution": execution, "after": after, "most": most}
     rows = await (await connection.execute(query("timeline", "read"), values)).fetchall()
-    return [Event(**{**row, "kind": EventKind(row["kind"])}) for row in rows]
+    return [_event(row) for row in rows]
 
 
-async def read_logs(connection: Connection, execution: UUID, *, after: int = 0) -> list[LogLine]:
-    """Log text of the execution with a sequence number above `after`."""
-    rows = await (
-        await connection.execute(query("timeline", "read_logs"), {"execution": execution, "after": after})
-    ).fetchall()
+def _event(row: Mapping[str, Any]) -> Event:
+    """A worker of a later version may tell of kinds that are not known here."""
+    fields = row["fields"] if isinstance(row["fields"], dict) else {"value": row["fields"]}
+    if row["kind"] not in _KINDS:
+        return Event(**{**row, "kind": EventKind.LOG, "fields": {**fields, "unknown_kind": row["kind"]}})
+    return Event(**{**row, "kind": EventKind(row["kind"]), "fields": fields})
+
+
+_KINDS = frozenset(EventKind)
+
+
+async def read_logs(
+    connection: Connection, execution: UUID, *, after: int = 0, most: int | None = None
+) -> list[LogLine]:
+    """Log text of the execution with a sequence number above `after`: the first `most` pieces of it, or all."""
+    values = {"execution": execution, "after": after, "most": most}
+    rows = await (await connection.execute(query("timeline", "read_logs"), values)).fetchall()
     return [LogLine(**row) for row in rows]

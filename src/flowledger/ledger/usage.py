@@ -32,9 +32,12 @@ async def append(connection: Connection, calls: Sequence[tuple[Held, PricedCall]
     )
 
 
-async def read(connection: Connection, execution: UUID) -> list[PricedCall]:
-    """The execution's calls in the order in which they began, as far as the session may see them."""
-    rows = await (await connection.execute(query("usage", "read"), {"execution": execution})).fetchall()
+async def read(connection: Connection, execution: UUID, *, after: int = 0, most: int | None = None) -> list[PricedCall]:
+    """The execution's calls with a number above `after`, in the order in which they began, as far as the session may
+    see them: the first `most` of them, or all.
+    """
+    values = {"execution": execution, "after": after, "most": most}
+    rows = await (await connection.execute(query("usage", "read"), values)).fetchall()
     return [_call(row) for row in rows]
 
 

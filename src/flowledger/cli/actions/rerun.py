@@ -15,13 +15,9 @@ from flowledger.cli.actions.reading import find
 from flowledger.cli.actions.starting import Asked, start_and_leave
 from flowledger.cli.flags import settings
 from flowledger.cli.opening import Ledger
-from flowledger.database.session import UNREADABLE
-from flowledger.domain.execution import Execution, JsonObject, NewExecution
+from flowledger.domain.execution import JsonObject, NewExecution
 from flowledger.errors import InvalidInput
 from flowledger.ledger.flows import KnownFlow
-
-_TAKEN_OVER = ("timeout_seconds", "queue_seconds", "priority", "budget_usd", "budget_tokens", "on_budget", "title")
-"""What the earlier one was asked for; the rest of its metadata tells how it ran."""
 
 
 def rerun(*, reference: str, pairs: list[str], edit: bool, detach: bool, as_json: bool, **flags: Any) -> None:
@@ -30,36 +26,18 @@ def rerun(*, reference: str, pairs: list[str], edit: bool, detach: bool, as_json
 
     async def ask(open_ledger: Ledger) -> Asked:
         earlier = await find(open_ledger, reference)
-        given = _inputs_of(earlier)
+        given = inputs.of_earlier(earlier)
 
         def new(known: KnownFlow) -> NewExecution:
             values = {**given, **inputs.parse(pairs, known.input_schema)}
             if edit:
                 values = edited(values)
             inputs.check(known.input_schema, values)
-            return _again(earlier, values)
+            return inputs.again(earlier, values)
 
         return Asked(earlier.flow_key, new)
 
     start_and_leave(chosen, ask, detach=detach, as_json=as_json)
-
-
-def _again(earlier: Execution, values: JsonObject) -> NewExecution:
-    metadata = earlier.metadata or {}
-    return NewExecution(
-        flow_key=earlier.flow_key,
-        inputs=values,
-        board_meeting_id=earlier.board_meeting_id,
-        rerun_of=earlier.id,
-        metadata={name: metadata[name] for name in _TAKEN_OVER if name in metadata},
-    )
-
-
-def _inputs_of(earlier: Execution) -> JsonObject:
-    given = earlier.input_state or {}
-    if not isinstance(given, dict) or UNREADABLE in given:
-        raise InvalidInput("inputs", f"those of {earlier.id} cannot be read", "Start it with `flowledger run`.")
-    return given
 
 
 def edited(values: JsonObject) -> Any:

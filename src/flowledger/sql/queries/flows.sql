@@ -15,6 +15,12 @@ order by flow_key
 -- The flow of a key, whatever its status.
 select id from public.crewai_flows where flow_key = %(key)s
 
+-- name: find_active
+-- One flow that can be started, by its key.
+select id, flow_key, flow_name, description, flow_definition, version, execution_count, last_executed_at
+from public.crewai_flows
+where flow_key = %(key)s and status = 'active'
+
 -- name: fold_counts
 -- Brings execution_count up to date.
 select flowledger.fold_execution_counts()

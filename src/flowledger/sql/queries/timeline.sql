@@ -21,8 +21,9 @@ order by sequence
 limit %(most)s
 
 -- name: read_logs
--- Log text of one execution after the given sequence number.
+-- Log text of one execution after the given sequence number, the first `most` pieces.
 select sequence, at, stream, text
 from flowledger.logs
 where execution_id = %(execution)s and sequence > %(after)s
 order by sequence
+limit %(most)s

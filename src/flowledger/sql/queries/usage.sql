@@ -5,13 +5,14 @@
 select flowledger.append_usage(%(executions)b, %(fences)b::bigint[], %(calls)b::text[]::jsonb[])
 
 -- name: read
--- The calls of one execution, in the order in which they began.
+-- The calls of one execution, in the order in which they began, after the given number, the first `most`.
 select number, sequence, call_id, status, model, provider, step, crew, agent, task, started_at, latency_ms,
        first_token_ms, finish_reason, retries, input_tokens, cached_input_tokens, cache_write_tokens, output_tokens,
        reasoning_tokens, price, estimated_usd
 from flowledger.usage
-where execution_id = %(execution)s
+where execution_id = %(execution)s and number > %(after)s
 order by number
+limit %(most)s
 
 -- name: spent
 -- What the calls of these executions used and cost, by flow, model and how they ended. For operators.

@@ -438,6 +438,7 @@ begin
       delete from flowledger.reservations where execution_id = new.id;
     end if;
     perform flowledger.count_ended(new);
+    perform flowledger.list_ended(new);
     if new.status in ('failed', 'timeout') then
       perform flowledger.note_failure(new);
     end if;

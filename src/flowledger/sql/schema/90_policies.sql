@@ -28,6 +28,8 @@ alter table flowledger.reservations enable row level security;
 alter table flowledger.failures enable row level security;
 alter table flowledger.tokens enable row level security;
 alter table flowledger.logins enable row level security;
+alter table flowledger.requests enable row level security;
+alter table flowledger.ended_executions enable row level security;
 
 drop policy if exists executions_create on public.crewai_flow_executions;
 create policy executions_create on public.crewai_flow_executions
@@ -126,6 +128,13 @@ create policy reservations_read on flowledger.reservations for select using ((se
 drop policy if exists tokens_read_own on flowledger.tokens;
 create policy tokens_read_own on flowledger.tokens for select using (
   (select flowledger.is_operator()) or (select auth.uid()) = user_id);
+drop policy if exists requests_read_own on flowledger.requests;
+create policy requests_read_own on flowledger.requests
+  for select using ((select flowledger.is_operator()) or auth.uid() = user_id);
+-- Of users alone, as of the ledger: beside a condition on the same column the planner checks it once and not for each row.
+drop policy if exists ended_executions_read_own on flowledger.ended_executions;
+create policy ended_executions_read_own on flowledger.ended_executions
+  for select using (auth.uid() = executed_by);
 -- What a model costs is no secret.
 drop policy if exists prices_read on flowledger.prices;
 create policy prices_read on flowledger.prices for select using (true);
@@ -133,6 +142,8 @@ create policy prices_read on flowledger.prices for select using (true);
 -- Every execution, for operators. A view runs with its owner's rights, above the row-level security of the table.
 create or replace view flowledger.every_execution as select * from public.crewai_flow_executions;
 comment on view flowledger.every_execution is 'crewai_flow_executions as operators see it: the rows of all users.';
+create or replace view flowledger.every_ended_execution as select * from flowledger.ended_executions;
+comment on view flowledger.every_ended_execution is 'ended_executions as operators see it: the rows of all users.';
 
 -- A platform may have granted everything on new tables; what counts is the list below. Revoking on a table also takes
 -- away the rights on its columns, so each grant comes after.
@@ -155,11 +166,13 @@ grant insert (flow_key, flow_name, description, flow_definition, python_code, me
 grant update (flow_name, description, flow_definition, python_code, metadata, tags, updated_by)
   on public.crewai_flows to authenticated;
 
+grant select on flowledger.requests to authenticated, service_role;
+grant select on flowledger.ended_executions to authenticated;
 grant select on flowledger.schema_migrations to anon, authenticated, service_role;
 grant select on flowledger.transitions, flowledger.cancel_wishes, flowledger.timeline, flowledger.logs, flowledger.reruns,
   flowledger.usage, flowledger.repricings, flowledger.repriced_calls, flowledger.failures, flowledger.prices
   to authenticated, service_role;
-grant select on flowledger.every_execution, flowledger.settings, flowledger.workers, flowledger.queue, flowledger.leases,
+grant select on flowledger.every_execution, flowledger.every_ended_execution, flowledger.settings, flowledger.workers, flowledger.queue, flowledger.leases,
   flowledger.flow_controls, flowledger.prunes, flowledger.spending, flowledger.unfolded_spending,
   flowledger.spending_now, flowledger.budgets, flowledger.reservations
   to service_role;
@@ -168,6 +181,7 @@ grant select (id, user_id, name, hint, scopes, created_at, expires_at, last_used
   on flowledger.tokens to authenticated, service_role;
 
 grant execute on function flowledger.kickoff(text, jsonb, uuid, jsonb) to authenticated;
+grant execute on function flowledger.answered(text, bytea), flowledger.remember_answer(text, bytea, uuid) to authenticated;
 grant execute on function
   flowledger.is_operator(), flowledger.execution_key(text), flowledger.cancel(uuid, text)
   to authenticated, service_role;
