@@ -207,6 +207,22 @@ class TokenNotFound(FlowledgerError):
 
 
 @dataclass(eq=False)
+class TooManyStreams(FlowledgerError):
+    """As many live streams as one identity may have open at one server."""
+
+    code = "too_many_streams"
+    limit: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.limit} live streams of this identity are open already"
+
+    @property
+    def hint(self) -> str:
+        return "Close one, or follow several topics with one stream: ?topics=execution:A,execution:B."
+
+
+@dataclass(eq=False)
 class PriceNotFound(FlowledgerError):
     """The team has set no such price. `known` are those that it has for the model."""
 

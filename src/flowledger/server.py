@@ -12,13 +12,14 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from flowledger import __version__
-from flowledger.api import executions, exports, health, login, problems, tokens
+from flowledger.api import executions, exports, health, live, login, problems, tokens
 from flowledger.api.auth import Verifier
 from flowledger.api.envelope import Envelope
 from flowledger.api.hosts import Hosts, allowed_hosts, is_loopback, require_safe_bind
 from flowledger.api.limits import BodyLimit, Rates
 from flowledger.database.session import Database
 from flowledger.errors import InvalidInput
+from flowledger.feed import Feed
 from flowledger.settings import Settings
 
 _log = structlog.get_logger("flowledger.server")
@@ -43,7 +44,9 @@ def application(
     async def life(app: FastAPI) -> AsyncIterator[None]:
         async with Database(conninfo, most_connections=most_connections) as database:
             app.state.database = database
-            yield
+            listen_url = settings.listen_url.get_secret_value() if settings.listen_url else conninfo
+            async with Feed(database, listen_url, poll_seconds=settings.poll_seconds).running() as app.state.feed:
+                yield
 
     app = FastAPI(title="flowledger", version=__version__, lifespan=life, openapi_url="/api/v1/openapi.json")
     app.state.verifier, app.state.rates = verifier, rates
@@ -60,7 +63,7 @@ def application(
 def _route(app: FastAPI) -> None:
     v1 = APIRouter(prefix="/api/v1")
     # Exports before the executions, whose references they would be one of.
-    for resource in (exports, executions, tokens, health):
+    for resource in (exports, executions, tokens, live, health):
         v1.include_router(resource.router)
     app.include_router(v1)
     if app.state.has_login:

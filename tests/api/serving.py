@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,12 @@ class Served:
     url: str
     app: FastAPI
 
+    @property
+    def streams(self) -> int:
+        """Live streams that are open."""
+        open_: int = self.app.state.feed.streams
+        return open_
+
     def as_(self, token: str | None = None, **headers: str) -> httpx.Client:
         """A client that carries this token, or none."""
         given = headers if token is None else {"Authorization": f"Bearer {token}", **headers}
@@ -39,12 +46,14 @@ class Served:
 
 
 @contextmanager
-def served(postgres: EmbeddedPostgres, **given: Any) -> Iterator[Served]:
-    """`has_login` and `most_connections` are the application's, all else are settings."""
+def served(postgres: EmbeddedPostgres, *, send_buffer: int | None = None, **given: Any) -> Iterator[Served]:
+    """`has_login` and `most_connections` are the application's, `send_buffer` (bytes) its socket's, all else are settings."""
     of_application = {name: given.pop(name) for name in ("has_login", "most_connections") if name in given}
     chosen = Settings(**{"server_port": 0, "jwt_secret": SECRET, **given})
     app = application(chosen, postgres.url("flowledger_api"), **of_application)
     with closing(bound(chosen)) as taken:
+        if send_buffer is not None:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         started, stop = threading.Event(), asyncio.Event()
         loops: list[asyncio.AbstractEventLoop] = []
 

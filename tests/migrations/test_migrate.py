@@ -22,7 +22,7 @@ from flowledger.errors import (
 )
 
 DOCUMENT_TABLES = (Path(__file__).parent / "document_tables.sql").read_text()
-VERSIONS = [1, 2, 3, 4, 5]
+VERSIONS = [1, 2, 3, 4, 5, 6]
 
 
 def one(target, statement, *values):
@@ -151,6 +151,7 @@ def test_the_exported_files_are_the_migrations_byte_for_byte(tmp_path):
         "20261123000001_flowledger_0001.sql",
         "20261123000002_flowledger_0002.sql",
         "20261127000003_flowledger_0003.sql",
+        "20261127000006_flowledger_0006.sql",
     ]
     assert [path.read_bytes() for path in paths] == [migration.text.encode() for migration in migrations()]
     assert export_supabase(tmp_path / "supabase" / "migrations") == paths

@@ -32,6 +32,7 @@ _STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
     (errors.QueueFull, 429),
     (errors.RateLimited, 429),
     (errors.BudgetUsedUp, 429),
+    (errors.TooManyStreams, 429),
     (errors.DatabaseBusy, 503),
     (errors.DatabaseUnreachable, 503),
     (errors.KeysUnavailable, 503),

@@ -30,6 +30,7 @@ alter table flowledger.tokens enable row level security;
 alter table flowledger.logins enable row level security;
 alter table flowledger.requests enable row level security;
 alter table flowledger.ended_executions enable row level security;
+alter table flowledger.watchers enable row level security;
 
 drop policy if exists executions_create on public.crewai_flow_executions;
 create policy executions_create on public.crewai_flow_executions
@@ -135,6 +136,8 @@ create policy requests_read_own on flowledger.requests
 drop policy if exists ended_executions_read_own on flowledger.ended_executions;
 create policy ended_executions_read_own on flowledger.ended_executions
   for select using (auth.uid() = executed_by);
+drop policy if exists watchers_read on flowledger.watchers;
+create policy watchers_read on flowledger.watchers for select using ((select flowledger.is_operator()));
 -- What a model costs is no secret.
 drop policy if exists prices_read on flowledger.prices;
 create policy prices_read on flowledger.prices for select using (true);
@@ -172,9 +175,10 @@ grant select on flowledger.schema_migrations to anon, authenticated, service_rol
 grant select on flowledger.transitions, flowledger.cancel_wishes, flowledger.timeline, flowledger.logs, flowledger.reruns,
   flowledger.usage, flowledger.repricings, flowledger.repriced_calls, flowledger.failures, flowledger.prices
   to authenticated, service_role;
-grant select on flowledger.every_execution, flowledger.every_ended_execution, flowledger.settings, flowledger.workers, flowledger.queue, flowledger.leases,
+grant select on flowledger.every_execution, flowledger.every_ended_execution, flowledger.settings, flowledger.workers,
+  flowledger.queue, flowledger.leases,
   flowledger.flow_controls, flowledger.prunes, flowledger.spending, flowledger.unfolded_spending,
-  flowledger.spending_now, flowledger.budgets, flowledger.reservations
+  flowledger.spending_now, flowledger.budgets, flowledger.reservations, flowledger.watchers
   to service_role;
 grant update (value) on flowledger.settings to service_role;
 grant select (id, user_id, name, hint, scopes, created_at, expires_at, last_used_at, revoked_at)
@@ -183,7 +187,7 @@ grant select (id, user_id, name, hint, scopes, created_at, expires_at, last_used
 grant execute on function flowledger.kickoff(text, jsonb, uuid, jsonb) to authenticated;
 grant execute on function flowledger.answered(text, bytea), flowledger.remember_answer(text, bytea, uuid) to authenticated;
 grant execute on function
-  flowledger.is_operator(), flowledger.execution_key(text), flowledger.cancel(uuid, text)
+  flowledger.is_operator(), flowledger.execution_key(text), flowledger.cancel(uuid, text), flowledger.flows_digest()
   to authenticated, service_role;
 grant execute on function
   flowledger.claim(uuid, uuid[], double precision[], integer, interval, uuid[]),
@@ -212,7 +216,9 @@ grant execute on function
   flowledger.windows(uuid, uuid),
   flowledger.set_budget(text, uuid, uuid, text, numeric, bigint, text),
   flowledger.remove_budget(bigint),
-  flowledger.fold_spending(integer)
+  flowledger.fold_spending(integer),
+  flowledger.watch(uuid, interval),
+  flowledger.stop_watching(uuid)
   to service_role;
 grant execute on function
   flowledger.create_token(text, bytea, text, text[], interval), flowledger.revoke_token(uuid)

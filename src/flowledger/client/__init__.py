@@ -1,0 +1,1 @@
+"""The SDK: speaks HTTP to a flowledger server, and shares nothing with it but domain and errors."""
