@@ -47,7 +47,8 @@ class Served:
 
 @contextmanager
 def served(postgres: EmbeddedPostgres, *, send_buffer: int | None = None, **given: Any) -> Iterator[Served]:
-    """`has_login` and `most_connections` are the application's, `send_buffer` (bytes) its socket's, all else are settings."""
+    """`has_login` and `most_connections` are the application's, all else are settings. `send_buffer`, in bytes, is that
+    of each connection; None: as the system has it."""
     of_application = {name: given.pop(name) for name in ("has_login", "most_connections") if name in given}
     chosen = Settings(**{"server_port": 0, "jwt_secret": SECRET, **given})
     app = application(chosen, postgres.url("flowledger_api"), **of_application)

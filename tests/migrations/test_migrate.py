@@ -151,6 +151,8 @@ def test_the_exported_files_are_the_migrations_byte_for_byte(tmp_path):
         "20261123000001_flowledger_0001.sql",
         "20261123000002_flowledger_0002.sql",
         "20261127000003_flowledger_0003.sql",
+        "20261127000004_flowledger_0004.sql",
+        "20261127000005_flowledger_0005.sql",
         "20261127000006_flowledger_0006.sql",
     ]
     assert [path.read_bytes() for path in paths] == [migration.text.encode() for migration in migrations()]

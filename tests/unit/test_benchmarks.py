@@ -21,6 +21,7 @@ PROMISED = {
     "claim",
     "hot-flow",
     "costs",
+    "api",
     "embedded",
     "cancel",
     "idle",

@@ -40,8 +40,9 @@ from flowledger.api.shapes import (
     refusals,
 )
 from flowledger.database.session import Connection
-from flowledger.domain.budget import Budget, OnReach
+from flowledger.domain.budget import Budget
 from flowledger.domain.execution import Execution, NewExecution
+from flowledger.domain.reach import OnReach
 from flowledger.domain.timeline import spans
 from flowledger.errors import InvalidInput, TransitionRefused
 from flowledger.ledger import executions, flows, timeline, usage

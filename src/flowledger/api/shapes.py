@@ -15,11 +15,11 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints
 
-from flowledger.domain.budget import OnReach
 from flowledger.domain.controls import LARGEST_BUDGET_TOKENS
 from flowledger.domain.execution import EXECUTION_KEY_LENGTH, Execution
 from flowledger.domain.mode import Mode
 from flowledger.domain.priority import HIGHEST_PRIORITY
+from flowledger.domain.reach import OnReach
 from flowledger.domain.status import Status
 from flowledger.domain.timeline import Event, LogLine, Span, SpanStatus
 from flowledger.domain.usage import CallStatus, PricedCall, exact_text

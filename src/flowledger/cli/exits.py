@@ -22,9 +22,12 @@ from flowledger.errors import (
     FlowledgerError,
     FlowNotFound,
     InvalidInput,
+    NotAuthenticated,
+    OriginRefused,
     PermissionRefused,
     PriceNotFound,
     ProjectNotFound,
+    ScopeRefused,
     TokenNotFound,
 )
 
@@ -54,7 +57,7 @@ _ERRORS: tuple[tuple[tuple[type[FlowledgerError], ...], Exit], ...] = (
         (FlowNotFound, ExecutionNotFound, AmbiguousReference, PriceNotFound, ProjectNotFound, TokenNotFound),
         Exit.NOT_FOUND,
     ),
-    ((PermissionRefused,), Exit.NOT_PERMITTED),
+    ((PermissionRefused, NotAuthenticated, ScopeRefused, OriginRefused), Exit.NOT_PERMITTED),
     ((InvalidInput,), Exit.USAGE),
 )
 
