@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,24 @@ def check(flow_schema: Schema | None, inputs: Any) -> None:
 
 
 def _first_error(schema: Schema, inputs: Mapping[str, Any]) -> ValidationError | None:
-    # The parts of an `allOf` describe a part of the object each; such a schema says by itself what is unknown.
-    closed = schema if "allOf" in str(schema) else _closed(schema)
     try:
-        Draft202012Validator.check_schema(schema)
-        validator = Draft202012Validator(closed, format_checker=_FORMATS, registry=_NOTHING_REMOTE)
+        validator = _validator(json.dumps(schema))
         return max(validator.iter_errors(inputs), key=_relevance, default=None)
     except (SchemaError, referencing.exceptions.Unresolvable) as reason:
         said = getattr(reason, "message", str(reason))
         raise InvalidInput(
             "inputs", f"cannot be checked, the flow's own schema is wrong: {said}", "Correct the flow's state."
         ) from reason
+
+
+@lru_cache(maxsize=256)
+def _validator(schema_text: str) -> Draft202012Validator:
+    """Of a schema as text: whether a schema is right takes longer to see than whether inputs are."""
+    schema = json.loads(schema_text)
+    Draft202012Validator.check_schema(schema)
+    # The parts of an `allOf` describe a part of the object each; such a schema says by itself what is unknown.
+    closed = schema if "allOf" in schema_text else _closed(schema)
+    return Draft202012Validator(closed, format_checker=_FORMATS, registry=_NOTHING_REMOTE)
 
 
 _NOTHING_REMOTE: referencing.Registry[Any] = referencing.Registry()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import structlog
@@ -94,6 +94,11 @@ def url_of(taken: socket.socket) -> str:
     host, port = taken.getsockname()[:2]
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - to read it, not to bind it
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where there is one: a quarter less CPU for each request. None: asyncio's own."""
+    return uvicorn.Config("").get_loop_factory()
 
 
 @asynccontextmanager

@@ -10,8 +10,10 @@ from typing import Any
 from fastapi import FastAPI
 
 from flowledger.cli.flags import settings
-from flowledger.cli.opening import addresses, require_current
-from flowledger.server import application, bound, serving
+from flowledger.cli.opening import addresses
+from flowledger.database import migrate
+from flowledger.database.session import Claims, Database
+from flowledger.server import application, bound, fastest_loop, serving
 from flowledger.telemetry.logs import configure_logs
 
 
@@ -20,12 +22,13 @@ def server(**flags: Any) -> None:
     configure_logs(chosen.log_format)
     with addresses(chosen) as where:
         app = application(chosen, where.api)
-        require_current(where)
         with closing(bound(chosen)) as taken:
-            asyncio.run(_serve(app, taken))
+            with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+                runner.run(_serve(app, taken, where.api))
 
 
-async def _serve(app: FastAPI, taken: Any) -> None:
+async def _serve(app: FastAPI, taken: Any, conninfo: str) -> None:
+    await _require_current(conninfo)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -41,3 +44,9 @@ async def _serve(app: FastAPI, taken: Any) -> None:
         waiting = asyncio.create_task(stopping.wait())
         await asyncio.wait((served, waiting), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
+
+
+async def _require_current(conninfo: str) -> None:
+    """As the server itself asks: its login may have no right but to become the roles."""
+    async with Database(conninfo, most_connections=1) as database, database.session(Claims.of_nobody()) as session:
+        await migrate.require_current_in(session)
