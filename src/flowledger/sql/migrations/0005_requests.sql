@@ -1,7 +1,7 @@
 -- Migration 0005, 2026-11-27. May be pasted into an SQL editor, and repeated.
 --
 -- Idempotency keys of requests, and the list of executions that have ended. What each is for stands in the schema's own
--- files. Executions that ended before are listed here: about ten seconds for each million of them, in which nothing starts
+-- files. Executions that ended before are listed here: about 25 seconds for each million of them, in which nothing starts
 -- and nothing ends.
 
 lock table public.crewai_flow_executions in exclusive mode;
