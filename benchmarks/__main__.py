@@ -8,7 +8,7 @@ import platform
 import time
 import traceback
 
-from benchmarks import api, cancel, commands, costs, embedded, idle, recording, start, survival, throughput
+from benchmarks import api, cancel, commands, costs, embedded, idle, live, recording, start, survival, throughput
 from benchmarks.figures import Figure, show
 from benchmarks.stage import Stage
 
@@ -30,6 +30,7 @@ BENCHMARKS = {
     "lost-worker": survival.lost_worker,
     "deaf-worker": survival.deaf_worker,
     "api": api.answers,
+    "live": live.live,
 }
 
 

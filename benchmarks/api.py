@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -98,8 +99,8 @@ def answers(stage: Stage) -> list[Figure]:
     with psycopg.connect(postgres.url("flowledger"), autocommit=True) as owner:
         for statement in _FILL:
             owner.execute(statement.encode())
-    with _server(postgres.url("flowledger_api")) as url:
-        return asyncio.run(_measure(url))
+    with server(postgres.url("flowledger_api")) as served:
+        return asyncio.run(_measure(served.url))
 
 
 async def _measure(url: str) -> list[Figure]:
@@ -118,8 +119,8 @@ Ask = Callable[[], tuple[str, dict[str, Any], dict[str, str]]]
 
 def _recent() -> dict[str, Ask]:
     return {
-        "a user's recent 50": lambda: (_AT, {}, _token(UUID(int=random.randrange(1000)))),
-        "the heavy user's recent 50": lambda: (_AT, {}, _token(_HEAVY)),
+        "a user's recent 50": lambda: (_AT, {}, token(UUID(int=random.randrange(1000)))),
+        "the heavy user's recent 50": lambda: (_AT, {}, token(_HEAVY)),
         "everybody's recent 50, to an operator": lambda: (_AT, {}, _operator()),
     }
 
@@ -142,12 +143,12 @@ def _filtered(deep: dict[str, str]) -> dict[str, Ask]:
     }
     asks: dict[str, Ask] = {}
     for name, given in filters.items():
-        asks[f"{name}, a user"] = lambda given=given: (_AT, given, _token(UUID(int=random.randrange(1000))))  # type: ignore[misc]
-        asks[f"{name}, the heavy user"] = lambda given=given: (_AT, given, _token(_HEAVY))  # type: ignore[misc]
+        asks[f"{name}, a user"] = lambda given=given: (_AT, given, token(UUID(int=random.randrange(1000))))  # type: ignore[misc]
+        asks[f"{name}, the heavy user"] = lambda given=given: (_AT, given, token(_HEAVY))  # type: ignore[misc]
         asks[f"{name}, an operator"] = lambda given=given: (_AT, given, _operator())  # type: ignore[misc]
     asks["by a user, an operator"] = lambda: (_AT, {"by": str(UUID(int=random.randrange(1000)))}, _operator())
     asks["a page in the depth of the history, an operator"] = lambda: (_AT, {"after": deep["all"]}, _operator())
-    asks["a page in the depth of the history, the heavy user"] = lambda: (_AT, {"after": deep["heavy"]}, _token(_HEAVY))
+    asks["a page in the depth of the history, the heavy user"] = lambda: (_AT, {"after": deep["heavy"]}, token(_HEAVY))
     asks["1,000 rows, an operator"] = lambda: (_AT, {"limit": 1000}, _operator())
     asks["one execution by its key"] = lambda: (f"{_AT}/KEY-{random.randrange(1, _EXECUTIONS)}", {}, _operator())
     return asks
@@ -156,7 +157,7 @@ def _filtered(deep: dict[str, str]) -> dict[str, Ask]:
 async def _deep(client: aiohttp.ClientSession) -> dict[str, str]:
     """Places nearly a year back."""
     places = {}
-    for name, headers in (("all", _operator()), ("heavy", _token(_HEAVY))):
+    for name, headers in (("all", _operator()), ("heavy", token(_HEAVY))):
         async with client.get(_AT, params={"until": "330d", "limit": 1}, headers=headers) as answer:
             places[name] = str((await answer.json())["next"])
     return places
@@ -192,7 +193,7 @@ async def _questions(client: aiohttp.ClientSession, deep: dict[str, str]) -> lis
 
 
 async def _starts(client: aiohttp.ClientSession) -> Figure:
-    users = itertools.cycle([_token(UUID(int=user)) for user in range(100)])
+    users = itertools.cycle([token(UUID(int=user)) for user in range(100)])
 
     async def start(number: int) -> None:
         async with client.post(
@@ -216,7 +217,7 @@ async def _starts(client: aiohttp.ClientSession) -> Figure:
 
 async def _reads(client: aiohttp.ClientSession) -> Figure:
     """Of ten reads, six are of one execution, three of a list, one of its timeline."""
-    headers = [_token(UUID(int=user)) for user in range(100)]
+    headers = [token(UUID(int=user)) for user in range(100)]
     known = []
     for of in headers:
         async with client.get(_AT, headers=of) as answer:
@@ -261,8 +262,20 @@ async def _at_a_rate(rate: int, ask: Callable[[int], Any]) -> tuple[list[float],
 # -- The server -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Served:
+    """`flowledger server` in a process of its own."""
+
+    port: int
+    pid: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
 @contextmanager
-def _server(conninfo: str) -> Iterator[str]:
+def server(conninfo: str) -> Iterator[Served]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -271,10 +284,11 @@ def _server(conninfo: str) -> Iterator[str]:
         env={**os.environ, "FLOWLEDGER_JWT_SECRET": _SECRET},
         # It writes its log, a line for each request, as it does elsewhere.
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         wait_for(lambda: _listens(port) or process.poll() is not None)
-        yield f"http://127.0.0.1:{port}"
+        yield Served(port, process.pid)
     finally:
         process.terminate()
         process.wait(20)
@@ -285,10 +299,10 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _token(user: UUID, role: str = "authenticated") -> dict[str, str]:
+def token(user: UUID, role: str = "authenticated") -> dict[str, str]:
     claims = {"sub": str(user), "role": role, "exp": int(time.time()) + 3600}
     return {"Authorization": f"Bearer {jwt.encode(claims, _SECRET, algorithm='HS256')}"}
 
 
 def _operator() -> dict[str, str]:
-    return _token(UUID(int=1), "service_role")
+    return token(UUID(int=1), "service_role")

@@ -22,6 +22,7 @@ PROMISED = {
     "hot-flow",
     "costs",
     "api",
+    "live",
     "embedded",
     "cancel",
     "idle",
