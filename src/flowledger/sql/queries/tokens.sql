@@ -5,18 +5,12 @@
 select id, user_id, name, hint, scopes, created_at, expires_at, last_used_at
 from flowledger.create_token(%(name)s, %(sha256)s, %(hint)s, %(scopes)s, %(lasts)s)
 
--- name: list_of_user
--- The user's tokens that may be used, newest first.
-select id, user_id, name, hint, scopes, created_at, expires_at, last_used_at
-from flowledger.tokens
-where user_id = %(user)s and revoked_at is null and (expires_at is null or expires_at > now())
-order by created_at desc, id
-
--- name: list_of_all
--- Everybody's tokens that may be used, newest first.
+-- name: list_of_user, list_of_all
+-- Tokens that may be used, newest first.
 select id, user_id, name, hint, scopes, created_at, expires_at, last_used_at
 from flowledger.tokens
 where revoked_at is null and (expires_at is null or expires_at > now())
+  and user_id = %(user)s -- own
 order by created_at desc, id
 
 -- name: revoke
