@@ -22,9 +22,8 @@ def server(**flags: Any) -> None:
     configure_logs(chosen.log_format)
     with addresses(chosen) as where:
         app = application(chosen, where.api)
-        with closing(bound(chosen)) as taken:
-            with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-                runner.run(_serve(app, taken, where.api))
+        with closing(bound(chosen)) as taken, asyncio.Runner(loop_factory=fastest_loop()) as runner:
+            runner.run(_serve(app, taken, where.api))
 
 
 async def _serve(app: FastAPI, taken: Any, conninfo: str) -> None:
