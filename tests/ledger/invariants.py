@@ -125,6 +125,17 @@ _BROKEN = {
         left join flowledger.failures on failures.execution_id = executions.id
         where (executions.status in ('failed', 'timeout')) is distinct from (failures.execution_id is not null)
     """,
+    "what has ended is listed as the row has it, and nothing else is": """
+        select coalesce(executions.id, listed.execution_id), executions.status
+        from crewai_flow_executions as executions
+        full join flowledger.ended_executions as listed on listed.execution_id = executions.id
+        where (executions.status in ('completed', 'failed', 'cancelled', 'timeout'))
+                is distinct from (listed.execution_id is not null)
+           or listed.execution_id is not null
+              and (listed.status, listed.executed_by, listed.flow_id, listed.execution_mode, listed.board_meeting_id)
+                is distinct from (executions.status, executions.executed_by, executions.flow_id,
+                                  executions.execution_mode, executions.board_meeting_id)
+    """,
     "20 the database's clock decides, and it does not go back": """
         select execution_id, from_status || ' -> ' || to_status || ' at ' || at
         from (

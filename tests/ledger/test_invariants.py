@@ -87,6 +87,13 @@ PLANTED = {
            select execution_id, number, '{}', 7 from flowledger.usage""",
         "delete from flowledger.unfolded_spending",
     ],
+    "what has ended is listed as the row has it, and nothing else is": [
+        "delete from flowledger.ended_executions where status = 'cancelled'",
+        "update flowledger.ended_executions set executed_by = gen_random_uuid() where status = 'failed'",
+        "update flowledger.ended_executions set status = 'failed' where status = 'completed'",
+        f"""insert into flowledger.ended_executions (execution_id, listed_at, flow_id, status)
+            select id, now(), flow_id, 'failed' from crewai_flow_executions where id = {_RUNNING}""",
+    ],
     "20 the database's clock decides, and it does not go back": [
         "update flowledger.transitions set at = at - interval '10 min' where to_status = 'completed'",
         "update flowledger.transitions set at = at + interval '10 min' where to_status = 'completed'",

@@ -1,7 +1,7 @@
 """The database as source text: `schema/` as it is, `migrations/` as it came to be, `queries/` as the ledger asks.
 
 A query file holds blocks, one for each query; a block opens with `-- name: its_name` and one sentence. A block that
-opens with `-- name: its_of_user, its_of_all` is one question with two who ask it: users, of the tables, and operators, of
+opens with `-- name: its_of_user, its_of_all` is one question with two who ask it: users, of the tables; operators, of
 the views that show every row. A line that ends in `-- own` is for users only: it names their rows, so that the planner
 turns the policies into one-time filters.
 """
