@@ -469,6 +469,22 @@ class TransitionRefused(FlowledgerError):
 
 
 @dataclass(eq=False)
+class FeedbackNotAwaited(FlowledgerError):
+    """Feedback for an execution that waits for none: flows that pause for people are not supported yet."""
+
+    code = "feedback_not_awaited"
+    execution: str
+
+    @property
+    def title(self) -> str:
+        return f"execution {self.execution} is not in pending human input state"
+
+    @property
+    def hint(self) -> str:
+        return "Executions of this version never wait for people; start another with what they said among its inputs."
+
+
+@dataclass(eq=False)
 class QueueFull(FlowledgerError):
     """As many executions wait as the ledger accepts (SQLSTATE FL006)."""
 

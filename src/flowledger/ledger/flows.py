@@ -20,20 +20,23 @@ from flowledger.sql import query
 
 @dataclass(frozen=True)
 class KnownFlow:
-    """A flow's row. `version` counts from 1; `definition` holds entry point, input schema and graph."""
+    """A flow's row. `version` counts from 1; `definition` holds entry point, input schema and graph, and is anybody's
+    JSON where the row was written by hand.
+    """
 
     id: UUID
     flow_key: str
     flow_name: str
     description: str | None
-    definition: dict[str, Any]
+    definition: Any
     version: int
     execution_count: int
     last_executed_at: datetime | None
 
     @property
     def input_schema(self) -> dict[str, Any] | None:
-        return self.definition.get("input_schema")
+        schema = self.definition.get("input_schema") if isinstance(self.definition, dict) else None
+        return schema if isinstance(schema, dict) else None
 
 
 @dataclass(frozen=True)
