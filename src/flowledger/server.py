@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from flowledger import __version__
-from flowledger.api import executions, exports, flows, health, kickoff, live, login, problems, tokens
+from flowledger.api import costs, errors, executions, exports, flows, health, kickoff, live, login, problems, tokens
 from flowledger.api.auth import Verifier
 from flowledger.api.envelope import Envelope
 from flowledger.api.hosts import Hosts, allowed_hosts, is_loopback, require_safe_bind
@@ -63,7 +63,7 @@ def application(
 def _route(app: FastAPI) -> None:
     v1 = APIRouter(prefix="/api/v1")
     # Exports before the executions, whose references they would be one of.
-    for resource in (exports, executions, flows, kickoff, tokens, live, health):
+    for resource in (exports, executions, flows, kickoff, costs, errors, tokens, live, health):
         v1.include_router(resource.router)
     app.include_router(v1)
     if app.state.has_login:

@@ -41,6 +41,7 @@ EVERY = (
     errors.KeysUnavailable("https://keys.example", "it does not answer"),
     errors.TokenNotFound("ci"),
     errors.TooManyStreams(16),
+    errors.FeedbackNotAwaited("abcd"),
     errors.TransitionRefused("completed cannot go to running"),
     errors.QueueFull(10_000),
     errors.PriceNotFound("gpt-x"),
