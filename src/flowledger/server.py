@@ -12,7 +12,20 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from flowledger import __version__
-from flowledger.api import costs, errors, executions, exports, flows, health, kickoff, live, login, problems, tokens
+from flowledger.api import (
+    costs,
+    errors,
+    executions,
+    exports,
+    flows,
+    health,
+    kickoff,
+    live,
+    login,
+    metrics,
+    problems,
+    tokens,
+)
 from flowledger.api.auth import Verifier
 from flowledger.api.envelope import Envelope
 from flowledger.api.hosts import Hosts, allowed_hosts, is_loopback, require_safe_bind
@@ -21,6 +34,7 @@ from flowledger.database.session import Database
 from flowledger.errors import InvalidInput
 from flowledger.feed import Feed
 from flowledger.settings import Settings
+from flowledger.telemetry.requests import Counted, RequestMetrics
 
 _log = structlog.get_logger("flowledger.server")
 
@@ -50,6 +64,7 @@ def application(
 
     app = FastAPI(title="flowledger", version=__version__, lifespan=life, openapi_url="/api/v1/openapi.json")
     app.state.verifier, app.state.rates = verifier, rates
+    app.state.metrics = RequestMetrics()
     app.state.has_login = has_login and is_loopback(settings.server_host)
     problems.install(app)
     _route(app)
@@ -57,6 +72,7 @@ def application(
     app.add_middleware(BodyLimit, most_bytes=settings.max_body_bytes)
     app.add_middleware(Hosts, allowed=allowed_hosts(settings))
     app.add_middleware(Envelope)
+    app.add_middleware(Counted, metrics=app.state.metrics)
     return app
 
 
@@ -66,6 +82,7 @@ def _route(app: FastAPI) -> None:
     for resource in (exports, executions, flows, kickoff, costs, errors, tokens, live, health):
         v1.include_router(resource.router)
     app.include_router(v1)
+    app.include_router(metrics.router)
     if app.state.has_login:
         app.include_router(login.router)
 
