@@ -241,6 +241,22 @@ class PriceNotFound(FlowledgerError):
         return "`flowledger prices list` shows the prices."
 
 
+@dataclass(eq=False)
+class BudgetNotFound(FlowledgerError):
+    """No window has this id."""
+
+    code = "budget_not_found"
+    id: int
+
+    @property
+    def title(self) -> str:
+        return f"there is no budget {self.id}"
+
+    @property
+    def hint(self) -> str:
+        return "`flowledger budgets list` shows them."
+
+
 # -- The project whose flows we run -----------------------------------------------------------------------------------
 
 

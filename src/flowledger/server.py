@@ -13,6 +13,7 @@ from fastapi import APIRouter, FastAPI
 
 from flowledger import __version__
 from flowledger.api import (
+    budgets,
     costs,
     errors,
     executions,
@@ -79,7 +80,7 @@ def application(
 def _route(app: FastAPI) -> None:
     v1 = APIRouter(prefix="/api/v1")
     # Exports before the executions, whose references they would be one of.
-    for resource in (exports, executions, flows, kickoff, costs, errors, tokens, live, health):
+    for resource in (exports, executions, flows, kickoff, costs, errors, budgets, tokens, live, health):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(metrics.router)

@@ -28,6 +28,7 @@ _STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
     (errors.ExecutionNotFound, 404),
     (errors.TokenNotFound, 404),
     (errors.PriceNotFound, 404),
+    (errors.BudgetNotFound, 404),
     (errors.AmbiguousReference, 409),
     (errors.TransitionRefused, 409),
     (errors.InvalidInput, 422),
