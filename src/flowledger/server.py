@@ -24,6 +24,7 @@ from flowledger.api import (
     live,
     login,
     metrics,
+    prices,
     problems,
     tokens,
 )
@@ -80,7 +81,7 @@ def application(
 def _route(app: FastAPI) -> None:
     v1 = APIRouter(prefix="/api/v1")
     # Exports before the executions, whose references they would be one of.
-    for resource in (exports, executions, flows, kickoff, costs, errors, budgets, tokens, live, health):
+    for resource in (exports, executions, flows, kickoff, costs, errors, budgets, prices, tokens, live, health):
         v1.include_router(resource.router)
     app.include_router(v1)
     app.include_router(metrics.router)
