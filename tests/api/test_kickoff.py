@@ -269,6 +269,11 @@ def test_a_kickoff_that_does_not_fit_is_refused_by_its_field_in_both_shapes(as_a
 def test_a_body_that_is_no_json_and_a_flow_that_is_not_there_are_told_in_both_shapes(as_alice, research):
     broken = as_alice.post(f"{AT}/kickoff", content=b'{"inputs": ', headers={"Content-Type": "application/json"})
     assert refused(broken, 422)["message"]
+    no_text = as_alice.post(
+        f"{AT}/kickoff", content=b'{"inputs": "\xff"}', headers={"Content-Type": "application/json"}
+    )
+    problem = refused(no_text, 400)
+    assert (problem["error"], problem["message"]) == ("Invalid Request", problem["title"])
     for answer in (
         as_alice.get("/api/v1/crewai/RESEARCHES/inputs"),
         as_alice.post("/api/v1/crewai/RESEARCHES/kickoff", json={"inputs": {}}),

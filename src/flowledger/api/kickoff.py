@@ -16,8 +16,9 @@ from fastapi import APIRouter, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from pydantic_core import to_json
+from starlette.exceptions import HTTPException
 
 from flowledger import inputs
 from flowledger.api import problems
@@ -58,6 +59,8 @@ class HostedRoute(APIRoute):
                 return _hosted(problems.told(error))
             except RequestValidationError as error:
                 return _hosted(problems.told_invalid(error))
+            except HTTPException as error:
+                return _hosted(problems.told_http(error))
 
         return handle_or_refuse
 
@@ -74,6 +77,7 @@ def _hosted(problem: JSONResponse) -> JSONResponse:
 
 
 _ERRORS = {
+    "http_400": "Invalid Request",
     "execution_not_found": "Execution not found",
     "flow_not_found": "Flow not found",
     "feedback_not_awaited": "Invalid Request",
@@ -82,6 +86,9 @@ _ERRORS = {
 }
 
 router = APIRouter(prefix="/crewai/{key}", tags=["crewai"], route_class=HostedRoute)
+
+Webhook = Annotated[Any, WithJsonSchema({"type": "null", "description": "Refused: this version calls no webhooks."})]
+"""Anything, so that whoever gives one is told what to use instead."""
 
 KickoffId = Annotated[Text, Path(max_length=100, description="What kickoff answered.")]
 
@@ -97,10 +104,10 @@ class KickoffRequest(Shape):
 
     inputs: Annotated[dict[str, Any], Field(description="Checked by the flow's schema.")]
     meta: dict[str, Any] | None = None
-    task_webhook_url: Annotated[Any, Field(alias="taskWebhookUrl")] = None
-    step_webhook_url: Annotated[Any, Field(alias="stepWebhookUrl")] = None
-    crew_webhook_url: Annotated[Any, Field(alias="crewWebhookUrl")] = None
-    webhooks: Any = None
+    task_webhook_url: Annotated[Webhook, Field(alias="taskWebhookUrl")] = None
+    step_webhook_url: Annotated[Webhook, Field(alias="stepWebhookUrl")] = None
+    crew_webhook_url: Annotated[Webhook, Field(alias="crewWebhookUrl")] = None
+    webhooks: Webhook = None
 
 
 class KickoffShape(Shape):
@@ -171,9 +178,9 @@ class ResumeRequest(Shape):
     task_id: Text
     human_feedback: Text
     is_approve: bool
-    task_webhook_url: Annotated[Any, Field(alias="taskWebhookUrl")] = None
-    step_webhook_url: Annotated[Any, Field(alias="stepWebhookUrl")] = None
-    crew_webhook_url: Annotated[Any, Field(alias="crewWebhookUrl")] = None
+    task_webhook_url: Annotated[Webhook, Field(alias="taskWebhookUrl")] = None
+    step_webhook_url: Annotated[Webhook, Field(alias="stepWebhookUrl")] = None
+    crew_webhook_url: Annotated[Webhook, Field(alias="crewWebhookUrl")] = None
 
 
 # -- Start ------------------------------------------------------------------------------------------------------------

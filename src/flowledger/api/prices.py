@@ -10,7 +10,7 @@ from typing import Annotated, Self
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from flowledger.api.answers import NoParameters, answered
 from flowledger.api.asking import Asked
@@ -18,16 +18,15 @@ from flowledger.api.parameters import moment
 from flowledger.api.shapes import Shape, Text, Utc, refusals
 from flowledger.domain import price
 from flowledger.domain.price import SeenModel, TeamPrice
-from flowledger.errors import InvalidInput, PriceNotFound
+from flowledger.errors import PriceNotFound
 from flowledger.ledger import prices
 from flowledger.prices import Listed, Prices, catalogue_file, listed_prices
 
 router = APIRouter(prefix="/prices", tags=["prices"])
 
 Name = Annotated[Text, Field(min_length=1, max_length=200)]
-Amount = Annotated[
-    Annotated[Text, Field(max_length=40)] | None, Field(description="USD per million tokens.", examples=["2.50"])
-]
+Usd = Annotated[str, StringConstraints(pattern=r"^([0-9]{1,6}(\.[0-9]{1,12})?|1000000)$")]
+Amount = Annotated[Usd | None, Field(description="USD per million tokens.", examples=["2.50"])]
 
 
 class ListedShape(Shape):
@@ -58,7 +57,7 @@ class PriceParameters(Shape):
     """Of which models. Without `model`: of those that calls were made of since then, and of the team's own prices."""
 
     model: Annotated[Name | None, Field(description="Also one that no call was made of.", examples=["gpt-4o"])] = None
-    provider: Annotated[Name | None, Field(description="With `model`.", examples=["openai"])] = None
+    provider: Annotated[Name | None, Field(examples=["openai"])] = None
     since: Annotated[
         Annotated[Text, Field(max_length=64)], Field(description="ISO 8601, or how long ago.", examples=["30d"])
     ] = "30d"
@@ -72,12 +71,12 @@ class NewPriceShape(Shape):
     since: Annotated[
         Annotated[Text, Field(max_length=64)] | None, Field(description="For calls from then on; null: for all.")
     ] = None
-    input: Amount
-    output: Amount
+    input: Annotated[Usd, Field(description="USD per million tokens.", examples=["2.50"])]
+    output: Annotated[Usd, Field(description="USD per million tokens.", examples=["10"])]
     cached_input: Amount = None
     cache_write: Amount = None
     reasoning: Amount = None
-    call: Annotated[Annotated[Text, Field(max_length=40)] | None, Field(description="USD.")] = None
+    call: Annotated[Usd | None, Field(description="USD.")] = None
 
 
 class SetShape(Shape):
@@ -102,8 +101,6 @@ class PriceKey(Shape):
 @router.get("", response_model=PricesShape, responses=refusals())
 async def list_(asked: Asked, given: Annotated[PriceParameters, Query()]) -> Response:
     """What models cost now, from which source and version, and how many calls have no cost."""
-    if given.provider is not None and given.model is None:
-        raise InvalidInput("provider", "is of a model, and none is given", "Add model=NAME.")
     since = moment(given.since, "since")
     assert since is not None
     async with asked.session() as session:
@@ -120,12 +117,19 @@ def _lists() -> Prices:
 
 def _listed(given: PriceParameters, team: Sequence[TeamPrice], seen: Sequence[SeenModel]) -> list[Listed]:
     known, now = _lists().with_team(team), datetime.now(UTC)
-    listed = listed_prices(known, team, seen, now)
-    if given.model is None:
-        return listed
-    model, provider = given.model.strip().lower(), given.provider and given.provider.strip().lower()
-    found = [one for one in listed if one.model.lower() == model and provider in (None, one.provider)]
-    return found or [Listed(model, provider, known.lookup(model, provider or "", now))]
+    model, provider = _lower(given.model), _lower(given.provider)
+    found = [
+        one
+        for one in listed_prices(known, team, seen, now)
+        if model in (None, one.model.lower()) and provider in (None, one.provider)
+    ]
+    if model is None or found:
+        return found
+    return [Listed(model, provider, known.lookup(model, provider or "", now))]
+
+
+def _lower(name: str | None) -> str | None:
+    return None if name is None else name.strip().lower()
 
 
 @router.put("", response_model=SetShape, responses=refusals(400))

@@ -105,6 +105,11 @@ def told_invalid(error: RequestValidationError) -> JSONResponse:
 
 
 async def _http(_: Request, error: HTTPException) -> JSONResponse:
+    return told_http(error)
+
+
+def told_http(error: HTTPException) -> JSONResponse:
+    """What the framework itself refuses, as a problem."""
     answer = problem(error.status_code, f"http_{error.status_code}", str(error.detail))
     answer.headers.update(error.headers or {})
     return answer
