@@ -129,7 +129,7 @@ async def _measure(url: str) -> list[Figure]:
         "cost by day and flow": (_OPERATOR, lambda session, claims: spending.by_day_and_flow(session, claims, days)),
         **{f"costs --by {dimension}": (_OPERATOR, _by(dimension, days)) for dimension in Dimension},
         "costs --by flow of one user, from rows": (me, _by(Dimension.FLOW, days)),
-        "errors": (_OPERATOR, lambda session, _: failures.groups(session)),
+        "errors": (_OPERATOR, lambda session, claims: failures.groups(session, claims)),
         "budgets list": (_OPERATOR, lambda session, _: budgets.list_(session)),
     }
     times: dict[str, list[float]] = {name: [] for name in questions}

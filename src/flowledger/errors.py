@@ -241,6 +241,22 @@ class PriceNotFound(FlowledgerError):
         return "`flowledger prices list` shows the prices."
 
 
+@dataclass(eq=False)
+class BudgetNotFound(FlowledgerError):
+    """No window has this id."""
+
+    code = "budget_not_found"
+    id: int
+
+    @property
+    def title(self) -> str:
+        return f"there is no budget {self.id}"
+
+    @property
+    def hint(self) -> str:
+        return "`flowledger budgets list` shows them."
+
+
 # -- The project whose flows we run -----------------------------------------------------------------------------------
 
 
@@ -466,6 +482,22 @@ class TransitionRefused(FlowledgerError):
     @property
     def title(self) -> str:
         return self.reason
+
+
+@dataclass(eq=False)
+class FeedbackNotAwaited(FlowledgerError):
+    """Feedback for an execution that waits for none: flows that pause for people are not supported yet."""
+
+    code = "feedback_not_awaited"
+    execution: str
+
+    @property
+    def title(self) -> str:
+        return f"execution {self.execution} is not in pending human input state"
+
+    @property
+    def hint(self) -> str:
+        return "Executions of this version never wait for people; start another with what they said among its inputs."
 
 
 @dataclass(eq=False)

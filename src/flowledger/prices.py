@@ -19,7 +19,7 @@ import json
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from flowledger.domain.price import TeamPrice
+from flowledger.domain.price import SeenModel, TeamPrice
 from flowledger.domain.usage import Price
 
 if TYPE_CHECKING:
@@ -164,6 +164,36 @@ class Prices:
             if rate := _genai_price(name, who, at) or self._catalogue.rate(who, name):
                 return rate
         return None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a model costs. `price` None: unknown. `applies` False: a price of the team's that no call gets now."""
+
+    model: str
+    provider: str | None
+    price: Price | None
+    since: datetime | None = None
+    set_by: str | None = None
+    applies: bool = True
+    calls: int = 0
+    unpriced_calls: int = 0
+    last_call_at: datetime | None = None
+
+
+def listed_prices(known: Prices, team: Sequence[TeamPrice], seen: Sequence[SeenModel], now: datetime) -> list[Listed]:
+    """Every model that was seen, then the team's other prices."""
+    listed, shown = [], set()
+    for one in seen:
+        own = next(iter(known.set_by_team(one.model, one.provider, now)), None)
+        shown.add(own and own.key)
+        facts = {"since": own.since, "set_by": own.set_by} if own else {}
+        listed.append(Listed(price=known.lookup(one.model, one.provider, now), **facts, **vars(one)))  # type: ignore[arg-type]
+    for own in team:
+        if own.key not in shown:
+            applies = known.set_by_team(own.model, own.provider or "", now)[:1] == [own]
+            listed.append(Listed(own.model, own.provider, own.price, own.since, own.set_by, applies))
+    return listed
 
 
 class _TeamTable:

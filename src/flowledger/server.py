@@ -12,7 +12,22 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from flowledger import __version__
-from flowledger.api import executions, exports, health, live, login, problems, tokens
+from flowledger.api import (
+    budgets,
+    costs,
+    errors,
+    executions,
+    exports,
+    flows,
+    health,
+    kickoff,
+    live,
+    login,
+    metrics,
+    prices,
+    problems,
+    tokens,
+)
 from flowledger.api.auth import Verifier
 from flowledger.api.envelope import Envelope
 from flowledger.api.hosts import Hosts, allowed_hosts, is_loopback, require_safe_bind
@@ -21,6 +36,7 @@ from flowledger.database.session import Database
 from flowledger.errors import InvalidInput
 from flowledger.feed import Feed
 from flowledger.settings import Settings
+from flowledger.telemetry.requests import Counted, RequestMetrics
 
 _log = structlog.get_logger("flowledger.server")
 
@@ -50,6 +66,7 @@ def application(
 
     app = FastAPI(title="flowledger", version=__version__, lifespan=life, openapi_url="/api/v1/openapi.json")
     app.state.verifier, app.state.rates = verifier, rates
+    app.state.metrics = RequestMetrics()
     app.state.has_login = has_login and is_loopback(settings.server_host)
     problems.install(app)
     _route(app)
@@ -57,15 +74,17 @@ def application(
     app.add_middleware(BodyLimit, most_bytes=settings.max_body_bytes)
     app.add_middleware(Hosts, allowed=allowed_hosts(settings))
     app.add_middleware(Envelope)
+    app.add_middleware(Counted, metrics=app.state.metrics)
     return app
 
 
 def _route(app: FastAPI) -> None:
     v1 = APIRouter(prefix="/api/v1")
     # Exports before the executions, whose references they would be one of.
-    for resource in (exports, executions, tokens, live, health):
+    for resource in (exports, executions, flows, kickoff, costs, errors, budgets, prices, tokens, live, health):
         v1.include_router(resource.router)
     app.include_router(v1)
+    app.include_router(metrics.router)
     if app.state.has_login:
         app.include_router(login.router)
 

@@ -187,7 +187,7 @@ def test_a_window_is_set_shown_reached_and_removed(product: Product) -> None:
     assert (refused.returncode, '"budget_used_up"' in refused.stderr) == (1, True)
     assert "the day's budget of this flow is used up" in refused.stderr
     assert "removed" in product.call("budgets", "remove", window["id"]).stdout
-    assert product.call("budgets", "remove", window["id"]).returncode == 2
+    assert product.call("budgets", "remove", window["id"]).returncode == 5
     assert product.json("budgets", "list") == []
 
 

@@ -11,6 +11,7 @@ from flowledger.domain.status import TRANSITIONS
 from flowledger.domain.timeline import EventKind
 from flowledger.settings import Settings
 from flowledger.telemetry.metrics import Metrics
+from flowledger.telemetry.requests import RequestMetrics
 from tests.docs.pages import (
     DOCS,
     ROOT,
@@ -43,10 +44,11 @@ def test_every_setting_has_a_description():
 def test_every_metric_and_every_attribute_of_a_span_is_documented():
     text = (DOCS / "how-to" / "observe.md").read_text()
     told = "".join(file.read_text() for file in (SRC / "telemetry").glob("*.py"))
-    metrics = {f"flowledger_{name}" for name in re.findall(r'_by_flow\("(\w+)"', told)}
-    metrics |= {f"{family.name}{'_total' * (family.type == 'counter')}" for family in Metrics().registry.collect()}
+    metrics = {f"flowledger_{name}" for name in re.findall(r'(?:_by_flow|_gauge)\("(\w+)"', told)}
+    for counted in (Metrics(), RequestMetrics()):
+        metrics |= {f"{family.name}{'_total' * (family.type == 'counter')}" for family in counted.registry.collect()}
     attributes = set(re.findall(r'"((?:gen_ai|flowledger)\.[a-z_.]+[a-z])"', told)) - LOGGERS
-    assert len(metrics) >= 15
+    assert len(metrics) >= 22
     assert len(attributes) >= 25
     assert missing(metrics | attributes, text) == []
 

@@ -156,3 +156,19 @@ def running(user: psycopg.Connection, worker: psycopg.Connection, flow: UUID, **
         "select * from flowledger.claim(%s, %s, '{60}', 1, %s, %s)", [WORKER, [flow], LEASE, [execution]]
     ).fetchall()
     return held
+
+
+def ran(
+    user: psycopg.Connection,
+    worker: psycopg.Connection,
+    flow: UUID,
+    *calls: Row,
+    status: str = "completed",
+    columns: Row | None = None,
+    **outcome: Any,
+) -> UUID:
+    """An execution of the user's that made these calls and ended."""
+    held = running(user, worker, flow, **(columns or {}))
+    append_usage(worker, held, *calls)
+    finish(worker, held["execution_id"], held["fence"], status, **outcome)
+    return UUID(str(held["execution_id"]))

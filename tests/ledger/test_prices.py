@@ -118,9 +118,13 @@ async def test_models_that_were_seen_are_counted_with_what_has_no_price(
         call("old", None, started_at=AT - timedelta(days=90)),
     )
     async with api.session(OPERATOR) as session:
-        seen = await prices.seen(session, AT)
+        seen = await prices.seen(session, OPERATOR, AT)
         assert [(one.model, one.provider, one.calls, one.unpriced_calls) for one in seen] == [
             ("gpt-4o", "azure", 1, 0),
             ("gpt-4o", "openai", 3, 1),
         ]
+    for claims, models in ((ALICE, seen), (Claims(uuid4()), [])):
+        async with api.session(claims) as session:
+            assert await prices.seen(session, claims, AT) == models
+    async with api.session(OPERATOR) as session:
         assert await prices.ever_seen(session) == {"gpt-4o", "old"}

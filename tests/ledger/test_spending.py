@@ -23,9 +23,9 @@ from flowledger.domain.window import Period, Scope
 from flowledger.errors import BudgetUsedUp, FlowNotFound, InvalidInput, PermissionRefused
 from flowledger.ledger import budgets, executions, failures, flows, spending, usage
 from flowledger.ledger.budgets import Whose
-from flowledger.ledger.spending import Days, Estimate, Spent
+from flowledger.ledger.spending import Days, Estimate, Of, Spent
 from tests.ledger import law
-from tests.ledger.law import ALICE, BOB, UNREPORTED, Row, append_usage, finish, running, used
+from tests.ledger.law import ALICE, BOB, UNREPORTED, Row, append_usage, running, used
 
 Ask = Callable[..., Awaitable[Any]]
 OPERATOR = Claims.of_operator()
@@ -54,11 +54,8 @@ def ran(
     status: str = "completed",
     **outcome: Any,
 ) -> UUID:
-    """An execution that made these calls and ended."""
-    held = running(user, worker, flow, board_meeting_id=MEETING)
-    append_usage(worker, held, *calls)
-    finish(worker, held["execution_id"], held["fence"], status, **outcome)
-    return UUID(str(held["execution_id"]))
+    """An execution of the meeting that made these calls and ended."""
+    return law.ran(user, worker, flow, *calls, status=status, columns={"board_meeting_id": MEETING}, **outcome)
 
 
 @pytest.fixture
@@ -162,8 +159,39 @@ async def test_sums_of_one_flow_leave_out_the_others(asked, alice, worker, flow,
     other = _flow(worker, "OTHER")
     ran(alice, worker, flow, used(1))
     ran(alice, worker, other, used(1, cost_usd="5"))
-    (told,) = await asked(claims, spending.by, claims, dimension, flow=flow)
+    (told,) = await asked(claims, spending.by, claims, dimension, of=Of(flow=flow))
     assert (told.calls, told.cost_usd) == (1, Decimal("0.01"))
+
+
+@pytest.mark.parametrize("claims", [OPERATOR, Claims(ALICE)], ids=["operator", "user"])
+@pytest.mark.parametrize("dimension", Dimension)
+async def test_sums_of_one_meeting_leave_out_the_others_whether_of_one_flow_or_of_all(
+    asked, alice, worker, flow, claims, dimension
+):
+    other = _flow(worker, "OTHER")
+    ran(alice, worker, flow, used(1))
+    ran(alice, worker, other, used(1, cost_usd="5"))
+    law.ran(alice, worker, flow, used(1, cost_usd="7"))
+    of_meeting = await asked(claims, spending.by, claims, dimension, of=Of(meeting=MEETING))
+    assert spending.total(of_meeting).cost_usd == Decimal("5.01")
+    (of_both,) = await asked(claims, spending.by, claims, dimension, of=Of(flow, MEETING))
+    assert of_both.cost_usd == Decimal("0.01")
+
+
+async def test_an_operator_who_is_somebody_is_told_the_same_as_one_who_is_nobody(asked, alice, worker, flow):
+    somebody = Claims(BOB, "service_role")
+    ran(alice, worker, flow, used(1))
+    for dimension in Dimension:
+        (told,) = await asked(somebody, spending.by, somebody, dimension, of=Of(flow))
+        assert told.calls == 1
+    assert (await asked(somebody, spending.estimate, somebody, flow)).runs == 1
+
+
+def test_days_at_the_ends_of_the_calendar_are_days_and_none_is_no_span():
+    first, last = datetime.fromisoformat("0001-01-01T00:00+14:00"), datetime.fromisoformat("9999-12-31T23:00-12:00")
+    assert Days.between(first, last) == Days(date.min, date.max)
+    with pytest.raises(InvalidInput, match="until"):
+        Days.between(last, last)
 
 
 @pytest.mark.parametrize("claims", [OPERATOR, Claims(ALICE)], ids=["operator", "user"])
@@ -234,7 +262,7 @@ async def test_failures_of_one_fingerprint_are_a_group_across_flows_and_versions
             [held["execution_id"], held["fence"], f"{message}\nand more", Jsonb(told)],
         )
     ran(alice, worker, flow, status="timeout", error_type="Timeout")
-    latest, earlier = await asked(Claims(ALICE), failures.groups)
+    latest, earlier = await asked(Claims(ALICE), failures.groups, Claims(ALICE))
     assert latest.error_type == "Timeout"
     assert (earlier.fingerprint, earlier.count, earlier.error_type) == ("same", 3, "shop.NoStock")
     assert earlier.flows == {"FLOW": [1, 2], "OTHER": []}
@@ -242,9 +270,9 @@ async def test_failures_of_one_fingerprint_are_a_group_across_flows_and_versions
     assert (earlier.tokens, earlier.cost_usd, earlier.unpriced) == (330, Decimal("0.03"), 0)
     assert earlier.first_seen < earlier.last_seen
     assert (latest.tokens, latest.cost_usd, latest.unpriced) == (None, None, 1)
-    (of_other,) = await asked(OPERATOR, failures.groups, flow=other)
+    (of_other,) = await asked(OPERATOR, failures.groups, OPERATOR, flow=other)
     assert (of_other.count, of_other.flows) == (1, {"OTHER": []})
-    assert await asked(Claims(BOB), failures.groups) == []
+    assert await asked(Claims(BOB), failures.groups, Claims(BOB)) == []
 
 
 async def test_a_group_was_first_seen_when_it_was_first_seen_whatever_is_asked_for(asked, owner, alice, worker, flow):
@@ -254,9 +282,14 @@ async def test_a_group_was_first_seen_when_it_was_first_seen_whatever_is_asked_f
             "update flowledger.failures set failed_at = failed_at - make_interval(days => %s) where execution_id = %s",
             [days, execution],
         )
-    (group,) = await asked(OPERATOR, failures.groups, since=datetime.now(UTC) - timedelta(days=30))
-    assert group.count == 1
-    assert group.last_seen - group.first_seen > timedelta(days=39)
+    month_ago = datetime.now(UTC) - timedelta(days=30)
+    for claims in (OPERATOR, Claims(ALICE)):
+        (group,) = await asked(claims, failures.groups, claims, since=month_ago)
+        assert group.count == 1
+        assert group.last_seen - group.first_seen > timedelta(days=39)
+        (group,) = await asked(claims, failures.groups, claims, until=month_ago)
+        assert group.last_seen == group.first_seen < month_ago
+        assert group.example != execution
 
 
 # -- Windows ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from flowledger.database.embedded import EmbeddedPostgres
-from flowledger.domain.duration import format_duration, parse_duration
+from flowledger.domain.duration import format_duration, parse_duration, parse_moment
 from flowledger.domain.execution import EXECUTION_KEY_LENGTH, NewExecution, execution_key
 from flowledger.domain.mode import Mode
 from flowledger.domain.status import TRANSITIONS, Status
@@ -123,3 +123,17 @@ def test_timeout_that_no_row_could_hold_is_refused(seconds: float) -> None:
 def test_tokens_are_counted_once() -> None:
     total = Usage(10, 4, 2, 5, 3) + Usage(1, 1, 0, 1, 0)
     assert (total, total.total) == (Usage(11, 5, 2, 6, 3), 17)
+
+
+def test_a_moment_is_a_date_in_its_zone_or_a_span_ago() -> None:
+    assert parse_moment("2026-11-26", UTC) == datetime(2026, 11, 26, tzinfo=UTC)
+    assert parse_moment("2026-11-26T08:00+02:00", UTC) == datetime(2026, 11, 26, 6, tzinfo=UTC)
+    assert parse_moment("2026-11-26").tzinfo is not None
+    two_hours_ago = parse_moment("2h")
+    assert timedelta(hours=2) <= datetime.now(UTC) - two_hours_ago < timedelta(hours=2, minutes=1)
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "99999999999d", "2026-13-01", "1e5"])
+def test_what_is_no_moment_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_moment(text, UTC)

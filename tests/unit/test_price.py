@@ -12,10 +12,9 @@ import pytest
 
 from flowledger.cli.actions import price_file
 from flowledger.cli.actions.price_check import Table, findings
-from flowledger.domain.price import TEAM, TeamPrice, since, usd, written
+from flowledger.domain.price import TEAM, SeenModel, TeamPrice, since, usd, written
 from flowledger.domain.usage import Price
 from flowledger.errors import InvalidInput
-from flowledger.ledger.prices import SeenModel
 from flowledger.prices import Prices
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)

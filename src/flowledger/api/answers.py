@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from flowledger.errors import InvalidInput
 
@@ -18,6 +19,11 @@ JSON = "application/json"
 def answered(shape: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """The shape as JSON. It was built from its own class and is not judged a second time."""
     return Response(shape.model_dump_json(), status, headers, JSON)
+
+
+def told(value: Any) -> Response:
+    """JSON that somebody else wrote, as JSON again. A number beyond Python's is null, as in a shape."""
+    return Response(to_json(value, inf_nan_mode="null"), media_type=JSON)
 
 
 def unless_known(request: Request, answer: Response) -> Response:

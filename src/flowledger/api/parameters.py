@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from pydantic import Field, StringConstraints
 
 from flowledger.api.shapes import MOST_ROWS, Sequence_, Shape, Text
 from flowledger.database.session import Claims
-from flowledger.domain.duration import parse_duration
+from flowledger.domain.duration import parse_moment
 from flowledger.domain.mode import Mode
 from flowledger.domain.status import Status
 from flowledger.errors import InvalidInput
@@ -111,16 +111,11 @@ def moment(text: str | None, field: str) -> datetime | None:
     if text is None:
         return None
     try:
-        return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
-    except (ValueError, OverflowError):
-        pass
-    try:
-        at = datetime.fromisoformat(text)
+        return parse_moment(text, UTC)
     except ValueError as wrong:
         raise InvalidInput(
             field, f"{text!r} is no time", "Give a date like 2026-11-26T08:00:00Z or a span like 24h."
         ) from wrong
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _user(text: str | None, claims: Claims) -> UUID | None:

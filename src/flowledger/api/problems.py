@@ -19,6 +19,7 @@ _log = structlog.get_logger("flowledger.api")
 MEDIA_TYPE = "application/problem+json"
 
 _STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
+    (errors.FeedbackNotAwaited, 400),
     (errors.NotAuthenticated, 401),
     (errors.PermissionRefused, 403),
     (errors.ScopeRefused, 403),
@@ -26,6 +27,8 @@ _STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
     (errors.FlowNotFound, 404),
     (errors.ExecutionNotFound, 404),
     (errors.TokenNotFound, 404),
+    (errors.PriceNotFound, 404),
+    (errors.BudgetNotFound, 404),
     (errors.AmbiguousReference, 409),
     (errors.TransitionRefused, 409),
     (errors.InvalidInput, 422),
@@ -75,6 +78,11 @@ def fault(path: str, error: Exception, request_id: str) -> JSONResponse:
 
 
 async def _told(_: Request, error: FlowledgerError) -> JSONResponse:
+    return told(error)
+
+
+def told(error: FlowledgerError) -> JSONResponse:
+    """The error as a problem."""
     status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
     field = getattr(error, "field", None)
     answer = problem(status, error.code, error.title, remedy=error.hint or None, field=field)
@@ -84,6 +92,11 @@ async def _told(_: Request, error: FlowledgerError) -> JSONResponse:
 
 
 async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    return told_invalid(error)
+
+
+def told_invalid(error: RequestValidationError) -> JSONResponse:
+    """A request that does not fit its schema, as a problem with each field that is wrong."""
     faults = [
         {"field": ".".join(str(part) for part in fault["loc"][1:]) or str(fault["loc"][0]), "what": fault["msg"]}
         for fault in error.errors()
@@ -92,6 +105,11 @@ async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
 
 
 async def _http(_: Request, error: HTTPException) -> JSONResponse:
+    return told_http(error)
+
+
+def told_http(error: HTTPException) -> JSONResponse:
+    """What the framework itself refuses, as a problem."""
     answer = problem(error.status_code, f"http_{error.status_code}", str(error.detail))
     answer.headers.update(error.headers or {})
     return answer

@@ -18,6 +18,7 @@ from rich.text import Text
 from flowledger.domain.status import Status
 from flowledger.errors import (
     AmbiguousReference,
+    BudgetNotFound,
     ExecutionNotFound,
     FlowledgerError,
     FlowNotFound,
@@ -54,7 +55,15 @@ OUTCOMES = {
 
 _ERRORS: tuple[tuple[tuple[type[FlowledgerError], ...], Exit], ...] = (
     (
-        (FlowNotFound, ExecutionNotFound, AmbiguousReference, PriceNotFound, ProjectNotFound, TokenNotFound),
+        (
+            FlowNotFound,
+            ExecutionNotFound,
+            AmbiguousReference,
+            BudgetNotFound,
+            PriceNotFound,
+            ProjectNotFound,
+            TokenNotFound,
+        ),
         Exit.NOT_FOUND,
     ),
     ((PermissionRefused, NotAuthenticated, ScopeRefused, OriginRefused), Exit.NOT_PERMITTED),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 from typing import Any
 
 from pydantic import ValidationError
 
-from flowledger.domain.duration import parse_duration
+from flowledger.domain.duration import parse_duration, parse_moment
 from flowledger.errors import InvalidInput
 from flowledger.settings import Settings
 
@@ -33,12 +33,7 @@ def moment(text: str | None, field: str, *, zone: tzinfo | None = None) -> datet
     if text is None:
         return None
     try:
-        return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
-    except (ValueError, OverflowError):
-        pass
-    try:
-        given = datetime.fromisoformat(text)
-        return (given if given.tzinfo or zone is None else given.replace(tzinfo=zone)).astimezone()
+        return parse_moment(text, zone).astimezone()
     except (ValueError, OverflowError) as wrong:
         raise InvalidInput(field, f"{text!r} is no time", "Give a date like 2026-11-26 or a span like 24h.") from wrong
 

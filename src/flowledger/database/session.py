@@ -80,6 +80,18 @@ class Claims:
         return self.role == "service_role"
 
 
+@dataclass(frozen=True)
+class PoolUse:
+    """How a pool is used now: connections that are open and those of them that nobody uses, how many there may be, and
+    how many requests wait for one.
+    """
+
+    open: int
+    idle: int
+    most: int
+    waiting: int
+
+
 class Database:
     """A pool of connections to the ledger's Postgres. `conninfo` is any libpq URL or keyword string."""
 
@@ -113,6 +125,16 @@ class Database:
 
     async def __aexit__(self, *_: object) -> None:
         await self._pool.close()
+
+    @property
+    def pool(self) -> PoolUse:
+        told = self._pool.get_stats()
+        return PoolUse(
+            open=told["pool_size"],
+            idle=told["pool_available"],
+            most=told["pool_max"],
+            waiting=told.get("requests_waiting", 0),
+        )
 
     @asynccontextmanager
     async def session(self, claims: Claims) -> AsyncIterator[Connection]:

@@ -1,8 +1,9 @@
-"""Spans of time as people write and read them."""
+"""Spans and points of time as people write and read them."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta, tzinfo
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
@@ -16,6 +17,24 @@ def parse_duration(text: str) -> float:
     if not re.fullmatch(rf"(?:{_PART.pattern})+", text):
         raise ValueError(f"{text!r} is no span of time")
     return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+
+
+def parse_moment(text: str, zone: tzinfo | None = None) -> datetime:
+    """A point in time: ISO 8601, or how long ago (`90m`, `24h`, `7d`). Raises ValueError.
+
+    `zone` is that of a time that names none; None: local.
+    """
+    try:
+        return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
+    except (ValueError, OverflowError):
+        pass
+    at = datetime.fromisoformat(text)
+    if at.tzinfo:
+        return at
+    try:
+        return at.astimezone() if zone is None else at.replace(tzinfo=zone)
+    except OverflowError as wrong:
+        raise ValueError(f"{text!r} lies outside of the calendar") from wrong
 
 
 def format_duration(milliseconds: int | None) -> str:

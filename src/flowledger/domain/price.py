@@ -1,4 +1,4 @@
-"""Prices that a team sets itself: what one says, and how people write its parts."""
+"""Prices that a team sets itself: what one says, and how people write its parts; and the models that need prices."""
 
 from __future__ import annotations
 
@@ -44,6 +44,17 @@ class TeamPrice:
     def key(self) -> tuple[str, str | None, datetime | None]:
         """What there is one price for."""
         return self.model, self.provider, self.since
+
+
+@dataclass(frozen=True)
+class SeenModel:
+    """A model that calls were made of. `unpriced_calls` have tokens and count with no cost."""
+
+    model: str
+    provider: str
+    calls: int
+    unpriced_calls: int
+    last_call_at: datetime
 
 
 def written(given: Mapping[str, Any], place: Callable[[str], str]) -> TeamPrice:

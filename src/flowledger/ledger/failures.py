@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from flowledger.database.session import Connection
+from flowledger.database.session import Claims, Connection
 from flowledger.sql import query
 
 
@@ -35,9 +35,18 @@ class Failures:
 
 
 async def groups(
-    connection: Connection, *, since: datetime | None = None, flow: UUID | None = None, limit: int = 100
+    connection: Connection,
+    claims: Claims,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    flow: UUID | None = None,
+    limit: int = 100,
 ) -> list[Failures]:
-    """The groups that the session may see, the latest seen first. `first_seen` may lie before `since`."""
-    values = {"since": since, "flow": flow, "limit": limit}
-    rows = await (await connection.execute(query("failures", "groups"), values)).fetchall()
+    """The groups of the user's own failures, for an operator of everybody's, the latest seen first. `since` is
+    inclusive, `until` exclusive; `first_seen` may lie before `since`.
+    """
+    values = {"since": since, "until": until, "flow": flow, "limit": limit, "user": claims.user}
+    text = query("failures", "groups_of_all" if claims.is_operator else "groups_of_user")
+    rows = await (await connection.execute(text, values)).fetchall()
     return [Failures(**row) for row in rows]

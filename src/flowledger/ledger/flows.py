@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -20,20 +20,52 @@ from flowledger.sql import query
 
 @dataclass(frozen=True)
 class KnownFlow:
-    """A flow's row. `version` counts from 1; `definition` holds entry point, input schema and graph."""
+    """A flow's row. `version` counts from 1; `definition` holds entry point, input schema and graph, and is anybody's
+    JSON where the row was written by hand.
+    """
 
     id: UUID
     flow_key: str
     flow_name: str
     description: str | None
-    definition: dict[str, Any]
+    definition: Any
     version: int
     execution_count: int
     last_executed_at: datetime | None
 
     @property
     def input_schema(self) -> dict[str, Any] | None:
-        return self.definition.get("input_schema")
+        schema = self.definition.get("input_schema") if isinstance(self.definition, dict) else None
+        return schema if isinstance(schema, dict) else None
+
+
+@dataclass(frozen=True)
+class ListedFlow:
+    """A flow's row as a list tells it. None where a table that was here before flowledger holds nothing."""
+
+    id: UUID
+    flow_key: str
+    flow_name: str
+    description: str | None
+    status: str | None
+    version: int | None
+    tags: list[str] | None
+    created_by: UUID | None
+    created_at: datetime | None
+    updated_at: datetime | None
+    published_at: datetime | None
+    execution_count: int | None
+    last_executed_at: datetime | None
+
+
+@dataclass(frozen=True)
+class WholeFlow(ListedFlow):
+    """The whole row. `definition` is anybody's JSON where the row was written by hand."""
+
+    parent_flow_id: UUID | None
+    metadata: Any
+    definition: Any
+    python_code: str | None
 
 
 @dataclass(frozen=True)
@@ -104,6 +136,14 @@ async def statuses(connection: Connection) -> list[FlowStatus]:
     return [FlowStatus(**row) for row in await (await connection.execute(query("flows", "statuses"))).fetchall()]
 
 
+async def status(connection: Connection, flow_key: str) -> FlowStatus:
+    """What one active flow does now. For operators. Raises FlowNotFound."""
+    for one in await statuses(connection):
+        if one.flow_key == flow_key:
+            return one
+    raise FlowNotFound(flow_key)
+
+
 @dataclass(frozen=True)
 class Backlog:
     """What waits and runs of a flow. `oldest_seconds`: how long the first that may start has waited; 0: none does."""
@@ -136,6 +176,34 @@ async def _changed(connection: Connection, how: str, flow_key: str, values: dict
     return bool(row["changed"])
 
 
+async def page(
+    connection: Connection,
+    *,
+    statuses: Sequence[str] | None,
+    search: str | None,
+    limit: int,
+    after: str | None = None,
+) -> list[ListedFlow]:
+    """Flows by key, those after the key `after`, as far as the session may see them. `search`: words of their names and
+    descriptions, or a part of their keys. None takes all.
+    """
+    values = {
+        "statuses": None if statuses is None else list(statuses),
+        "search": search,
+        "limit": limit,
+        "after": after,
+    }
+    return [ListedFlow(**row) for row in await (await connection.execute(query("flows", "page"), values)).fetchall()]
+
+
+async def show(connection: Connection, flow_key: str) -> WholeFlow:
+    """The flow with this key, active or not. Raises FlowNotFound, with the nearest keys."""
+    row = await (await connection.execute(query("flows", "show"), {"key": flow_key})).fetchone()
+    if row is None:
+        raise await _not_found(connection, flow_key)
+    return WholeFlow(**row)
+
+
 async def find(connection: Connection, flow_key: str) -> UUID:
     """The id of the flow with this key, active or not, if the session may see it. Raises FlowNotFound."""
     row = await (await connection.execute(query("flows", "find"), {"key": flow_key})).fetchone()
@@ -154,9 +222,13 @@ async def find_active(connection: Connection, flow_key: str) -> KnownFlow:
     """The active flow with this key. Raises FlowNotFound, with the nearest keys."""
     row = await (await connection.execute(query("flows", "find_active"), {"key": flow_key})).fetchone()
     if row is None:
-        keys = [known.flow_key for known in await list_(connection)]
-        raise FlowNotFound(flow_key, tuple(difflib.get_close_matches(flow_key, keys, n=3)))
+        raise await _not_found(connection, flow_key)
     return KnownFlow(definition=row.pop("flow_definition"), **row)
+
+
+async def _not_found(connection: Connection, flow_key: str) -> FlowNotFound:
+    keys = [known.flow_key for known in await list_(connection)]
+    return FlowNotFound(flow_key, tuple(difflib.get_close_matches(flow_key, keys, n=3)))
 
 
 async def fold_counts(connection: Connection) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from flowledger.database.session import Connection
-from flowledger.domain.price import TEAM, TeamPrice
+from flowledger.database.session import Claims, Connection
+from flowledger.domain.price import TEAM, SeenModel, TeamPrice
 from flowledger.domain.usage import PRICED_CLASSES, Price
 from flowledger.sql import query
 
@@ -38,23 +37,11 @@ async def remove(connection: Connection, model: str, provider: str | None, since
     return bool(row["removed"])
 
 
-@dataclass(frozen=True)
-class SeenModel:
-    """A model that calls were made of. `unpriced_calls` have tokens and count with no cost."""
-
-    model: str
-    provider: str
-    calls: int
-    unpriced_calls: int
-    last_call_at: datetime
-
-
-async def seen(connection: Connection, since: datetime) -> list[SeenModel]:
-    """The models of the calls that began since then. For operators: of everybody's."""
-    return [
-        SeenModel(**row)
-        for row in await (await connection.execute(query("prices", "seen"), {"since": since})).fetchall()
-    ]
+async def seen(connection: Connection, claims: Claims, since: datetime) -> list[SeenModel]:
+    """The models of the user's own calls that began since then, for an operator of everybody's."""
+    text = query("prices", "seen_of_all" if claims.is_operator else "seen_of_user")
+    rows = await (await connection.execute(text, {"since": since, "user": claims.user})).fetchall()
+    return [SeenModel(**row) for row in rows]
 
 
 async def ever_seen(connection: Connection) -> frozenset[str]:

@@ -19,6 +19,7 @@ from psycopg import sql
 from flowledger.database.session import Claims, Connection
 from flowledger.domain.dimension import Dimension
 from flowledger.domain.usage import Usage, add_usd
+from flowledger.errors import InvalidInput
 from flowledger.sql import query
 
 _LATEST_RUNS = 20
@@ -33,11 +34,22 @@ class Days:
 
     @classmethod
     def between(cls, since: datetime | None, until: datetime | None) -> Days:
-        """Every day that has a moment from `since` on and before `until`."""
-        return cls(
-            since and since.astimezone(UTC).date(),
-            until and (until - timedelta(microseconds=1)).astimezone(UTC).date(),
-        )
+        """Every day that has a moment from `since` on and before `until`.
+
+        Raises InvalidInput if there is none.
+        """
+        if since is not None and until is not None and until <= since:
+            raise InvalidInput("until", f"{until} is not after {since}", "Give a later date, or a shorter span.")
+        return cls(since and _day(since, timedelta(0)), until and _day(until, timedelta(microseconds=1)))
+
+
+def _day(at: datetime, earlier: timedelta) -> date:
+    """The UTC day so much earlier."""
+    try:
+        return (at - earlier).astimezone(UTC).date()
+    except OverflowError:
+        # The calendar's first and last hours have no other name in UTC.
+        return date.min if at.year == 1 else date.max
 
 
 @dataclass(frozen=True)
@@ -68,21 +80,35 @@ class Spent:
         return self.unknown_calls + self.unpriced_calls > 0
 
 
+@dataclass(frozen=True)
+class Of:
+    """Whose spending: one flow's, one meeting's, or both. None: any."""
+
+    flow: UUID | None = None
+    meeting: UUID | None = None
+
+    @property
+    def dimension(self) -> Dimension | None:
+        """Along which it is one key. None: it takes two, or none."""
+        if self.meeting is None:
+            return None if self.flow is None else Dimension.FLOW
+        return Dimension.MEETING if self.flow is None else None
+
+
 async def by(
-    connection: Connection, claims: Claims, dimension: Dimension, days: Days = Days(), *, flow: UUID | None = None
+    connection: Connection, claims: Claims, dimension: Dimension, days: Days = Days(), *, of: Of = Of()
 ) -> list[Spent]:
-    """Sums along a dimension, the dearest first; days in their order. `flow` narrows them to one flow."""
+    """Sums along a dimension, the dearest first; days in their order."""
     if dimension is Dimension.DAY:
         # Any dimension holds the whole; the modes have the fewest rows.
-        along = Dimension.MODE if flow is None else Dimension.FLOW
-        return await _sums(connection, claims, along, days, flow, by_day=True, by_key=False)
-    sums = await _sums(connection, claims, dimension, days, flow, by_day=False, by_key=True)
+        return await _sums(connection, claims, of.dimension or Dimension.MODE, days, of, by_day=True, by_key=False)
+    sums = await _sums(connection, claims, dimension, days, of, by_day=False, by_key=True)
     return sorted(sums, key=lambda spent: (-spent.cost_usd, spent.key))
 
 
 async def by_day_and_flow(connection: Connection, claims: Claims, days: Days = Days()) -> list[Spent]:
     """Sums of each flow on each day, in the order of days."""
-    return await _sums(connection, claims, Dimension.FLOW, days, None, by_day=True, by_key=True)
+    return await _sums(connection, claims, Dimension.FLOW, days, Of(), by_day=True, by_key=True)
 
 
 def total(sums: Sequence[Spent]) -> Spent:
@@ -112,13 +138,13 @@ async def _sums(
     claims: Claims,
     dimension: Dimension,
     days: Days,
-    flow: UUID | None,
+    of: Of,
     *,
     by_day: bool,
     by_key: bool,
 ) -> list[Spent]:
     # The rollup knows one dimension at a time.
-    is_rolled_up = claims.is_operator and (flow is None or dimension is Dimension.FLOW)
+    is_rolled_up = claims.is_operator and (of == Of() or dimension is of.dimension)
     text = sql.SQL(query("spending", "of_all")) if is_rolled_up else _over_rows("of_rows", claims)
     values = {
         "dimension": str(dimension),
@@ -126,8 +152,9 @@ async def _sums(
         "by_key": by_key,
         "first": days.first,
         "last": days.last,
-        "flow": flow,
-        "user": claims.user,
+        "flow": of.flow,
+        "meeting": of.meeting,
+        "user": None if claims.is_operator else claims.user,
     }
     rows = await (await connection.execute(text, values)).fetchall()
     sums = [_spent(row, of_models=by_key and dimension is Dimension.MODEL) for row in rows]
@@ -166,7 +193,11 @@ class Estimate:
 
 async def estimate(connection: Connection, claims: Claims, flow_id: UUID) -> Estimate:
     """From the user's own runs, for an operator from everybody's."""
-    values = {"flow": flow_id, "user": claims.user, "most": _LATEST_RUNS}
+    values = {
+        "flow": flow_id,
+        "user": None if claims.is_operator else claims.user,
+        "most": _LATEST_RUNS,
+    }
     row = await (await connection.execute(_over_rows("estimate", claims), values)).fetchone()
     assert row is not None
     return Estimate(**row)

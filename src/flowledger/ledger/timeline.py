@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -64,11 +64,23 @@ async def store(connection: Connection, text: LiteralString, columns: dict[str, 
         raise InvalidInput("timeline", f"cannot be stored: {unfit}") from unfit
 
 
-async def read(connection: Connection, execution: UUID, *, after: int = 0, most: int | None = None) -> list[Event]:
+async def read(
+    connection: Connection,
+    execution: UUID,
+    *,
+    after: int = 0,
+    most: int | None = None,
+    kinds: Collection[EventKind] | None = None,
+) -> list[Event]:
     """Events of the execution with a sequence number above `after`, as far as the session may see them: the first
-    `most` of them, or all.
+    `most` of them, or all. `kinds` None takes every kind.
     """
-    values = {"execution": execution, "after": after, "most": most}
+    values = {
+        "execution": execution,
+        "after": after,
+        "most": most,
+        "kinds": None if kinds is None else [str(kind) for kind in kinds],
+    }
     rows = await (await connection.execute(query("timeline", "read"), values)).fetchall()
     return [_event(row) for row in rows]
 

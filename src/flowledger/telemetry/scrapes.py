@@ -108,17 +108,8 @@ class QueueGauges(Collector):
         self._read_at = float("-inf")
 
     def collect(self) -> Iterator[Metric]:
-        """Runs in a thread of the server. Without the database only `flowledger_database_up` is told."""
-        backlog = self._now()
-        up = GaugeMetricFamily("flowledger_database_up", "1 if the ledger answered this scrape.")
-        up.add_metric((), float(backlog is not None))
-        yield up
-        if backlog is not None:
-            yield _by_flow("queue_depth", "Executions that wait.", {one.flow_key: one.waiting for one in backlog})
-            oldest = {one.flow_key: one.oldest_seconds for one in backlog}
-            yield _by_flow("queue_oldest_age_seconds", "How long the first that may start has waited.", oldest)
-            running = {one.flow_key: one.running for one in backlog}
-            yield _by_flow("executions_running", "Executions that some worker runs.", running)
+        """Runs in a thread of the server."""
+        return of_ledger(self._now())
 
     def _now(self) -> list[Backlog] | None:
         with self._one_at_a_time:
@@ -141,6 +132,19 @@ class QueueGauges(Collector):
                 return await flows.backlog(session)
         except FlowledgerError:
             return None
+
+
+def of_ledger(backlog: list[Backlog] | None) -> Iterator[Metric]:
+    """What waits and runs, as gauges. None: the ledger did not answer, and nothing else is told."""
+    up = GaugeMetricFamily("flowledger_database_up", "1 if the ledger answered this scrape.")
+    up.add_metric((), float(backlog is not None))
+    yield up
+    if backlog is not None:
+        yield _by_flow("queue_depth", "Executions that wait.", {one.flow_key: one.waiting for one in backlog})
+        oldest = {one.flow_key: one.oldest_seconds for one in backlog}
+        yield _by_flow("queue_oldest_age_seconds", "How long the first that may start has waited.", oldest)
+        running = {one.flow_key: one.running for one in backlog}
+        yield _by_flow("executions_running", "Executions that some worker runs.", running)
 
 
 def _by_flow(name: str, told: str, values: dict[str, int] | dict[str, float]) -> Metric:

@@ -15,7 +15,7 @@ from flowledger.domain.budget import Budget
 from flowledger.domain.reach import OnReach
 from flowledger.domain.usage import dollars, exact_text
 from flowledger.domain.window import Period, Scope
-from flowledger.errors import InvalidInput
+from flowledger.errors import BudgetNotFound, InvalidInput
 from flowledger.ledger import budgets, flows
 from flowledger.ledger.budgets import Whose, Window
 
@@ -73,7 +73,7 @@ def remove(*, window: int, as_json: bool, **flags: Any) -> None:
             return await budgets.remove(session, window)
 
     if not with_ledger(settings(**flags), change):
-        raise InvalidInput("ID", f"there is no budget {window}", "`flowledger budgets list` shows them.")
+        raise BudgetNotFound(window)
     if as_json:
         write_json({"id": window, "removed": True})
     else:

@@ -16,7 +16,7 @@ from flowledger.domain.dimension import Dimension
 from flowledger.domain.usage import exact_text
 from flowledger.errors import InvalidInput
 from flowledger.ledger import flows, spending
-from flowledger.ledger.spending import Days, Spent
+from flowledger.ledger.spending import Days, Of, Spent
 
 
 def costs(*, by: Dimension, since: str, until: str | None, flow: str | None, as_json: bool, **flags: Any) -> None:
@@ -25,7 +25,7 @@ def costs(*, by: Dimension, since: str, until: str | None, flow: str | None, as_
     async def read(open_ledger: Ledger) -> list[Spent]:
         async with open_ledger.database.session(open_ledger.operator) as session:
             narrowed = None if flow is None else await flows.find(session, flow)
-            return await spending.by(session, open_ledger.operator, by, days, flow=narrowed)
+            return await spending.by(session, open_ledger.operator, by, days, of=Of(flow=narrowed))
 
     found = with_ledger(chosen, read)
     total = spending.total(found)

@@ -18,7 +18,7 @@ def errors(*, since: str, flow: str | None, as_json: bool, **flags: Any) -> None
     async def read(open_ledger: Ledger) -> list[Failures]:
         async with open_ledger.database.session(open_ledger.operator) as session:
             narrowed = None if flow is None else await flows.find(session, flow)
-            return await failures.groups(session, since=begin, flow=narrowed)
+            return await failures.groups(session, open_ledger.operator, since=begin, flow=narrowed)
 
     found = with_ledger(settings(**flags), read)
     if as_json:

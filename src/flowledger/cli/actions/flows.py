@@ -22,6 +22,7 @@ from flowledger.cli.output import err, first_line, local_time, out, write_json, 
 from flowledger.domain.controls import FlowControls
 from flowledger.domain.duration import format_duration
 from flowledger.domain.flow import Discovery, Flow
+from flowledger.domain.graph import Graph, mermaid, outline
 from flowledger.domain.project import Project
 from flowledger.domain.usage import dollars
 from flowledger.ledger import flows
@@ -71,7 +72,7 @@ def graph(*, name: str, format_: str, as_json: bool, **flags: Any) -> None:
     if as_json:
         write_json(flow.graph)
     elif format_ == "mermaid":
-        out.print(_mermaid(flow), markup=False)
+        out.print(mermaid(Graph.of(flow.graph)), markup=False)
     else:
         out.print(_tree(flow))
 
@@ -163,34 +164,9 @@ def _inputs(flow: Flow) -> str:
 
 def _tree(flow: Flow) -> Tree:
     tree = Tree(Text(flow.key, "bold"), guide_style="dim")
-    seen: set[str] = set()
-
-    def grow(branch: Tree, method: str, label: str) -> None:
-        node = flow.graph["nodes"].get(method, {})
-        text = Text.assemble((f"{label} → " if label else "", "yellow"), method)
-        if node.get("is_router"):
-            text.append("  router", "dim")
-        if str(node.get("condition_type") or "").upper() == "AND":
-            text.append(f"  waits for {', '.join(node.get('trigger_methods', []))}", "dim")
-        if method in seen:
-            branch.add(text.append("  ↑", "dim"))
-            return
-        seen.add(method)
-        below = branch.add(text)
-        for edge in flow.graph["edges"]:
-            if edge["source"] == method:
-                grow(below, edge["target"], str(edge.get("router_event") or ""))
-
-    for start in flow.graph["start_methods"]:
-        grow(tree, start, "")
+    above = [tree]
+    for line in outline(Graph.of(flow.graph)):
+        label = (f"{line.label} → " if line.label else "", "yellow")
+        del above[line.depth + 1 :]
+        above.append(above[-1].add(Text.assemble(label, line.method, (line.remarks, "dim"))))
     return tree
-
-
-def _mermaid(flow: Flow) -> str:
-    lines = ["flowchart TD"]
-    for name, node in flow.graph["nodes"].items():
-        lines.append(f"  {name}{{{{{name}}}}}" if node.get("is_router") else f"  {name}[{name}]")
-    for edge in flow.graph["edges"]:
-        label = f"|{edge['router_event']}|" if edge.get("router_event") else ""
-        lines.append(f"  {edge['source']} -->{label} {edge['target']}")
-    return "\n".join(lines)

@@ -16,10 +16,9 @@ from flowledger.cli.exits import Exit
 from flowledger.cli.flags import moment, settings
 from flowledger.cli.opening import Ledger
 from flowledger.cli.output import out, write_json
-from flowledger.domain.price import TeamPrice
+from flowledger.domain.price import SeenModel, TeamPrice
 from flowledger.domain.usage import Price, exact_text
 from flowledger.ledger import prices
-from flowledger.ledger.prices import SeenModel
 from flowledger.prices import Prices, catalogue_file
 
 _FARTHEST = 2
@@ -58,9 +57,8 @@ def check(*, since: str, as_json: bool, **flags: Any) -> None:
 
     async def read(open_ledger: Ledger) -> Table:
         async with open_ledger.database.session(open_ledger.operator) as session:
-            return Table(
-                await prices.list_(session), await prices.seen(session, lately), await prices.ever_seen(session)
-            )
+            seen = await prices.seen(session, open_ledger.operator, lately)
+            return Table(await prices.list_(session), seen, await prices.ever_seen(session))
 
     table = with_ledger(chosen, read)
     found = list(findings(Prices(table.team, catalogue_file()), table, datetime.now(UTC)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,11 @@ from flowledger.cli.flags import moment, settings
 from flowledger.cli.opening import Ledger
 from flowledger.cli.output import out, write_json, write_table
 from flowledger.domain import price
-from flowledger.domain.price import TeamPrice
+from flowledger.domain.price import SeenModel, TeamPrice
 from flowledger.domain.usage import PRICED_CLASSES, Price, exact_text
 from flowledger.errors import PriceNotFound
 from flowledger.ledger import prices
-from flowledger.ledger.prices import SeenModel
-from flowledger.prices import Prices, catalogue_file
-
-
-@dataclass(frozen=True)
-class Listed:
-    """What a model costs. `price` None: unknown. `applies` False: a price of the team's that no call gets now."""
-
-    model: str
-    provider: str | None
-    price: Price | None
-    since: datetime | None = None
-    set_by: str | None = None
-    applies: bool = True
-    calls: int = 0
-    unpriced_calls: int = 0
-    last_call_at: datetime | None = None
+from flowledger.prices import Listed, Prices, catalogue_file, listed_prices
 
 
 def list_(*, since: str, as_json: bool, **flags: Any) -> None:
@@ -45,10 +28,10 @@ def list_(*, since: str, as_json: bool, **flags: Any) -> None:
 
     async def read(open_ledger: Ledger) -> tuple[list[TeamPrice], list[SeenModel]]:
         async with open_ledger.database.session(open_ledger.operator) as session:
-            return await prices.list_(session), await prices.seen(session, lately)
+            return await prices.list_(session), await prices.seen(session, open_ledger.operator, lately)
 
     team, seen = with_ledger(chosen, read)
-    listed = _listed(Prices(team, catalogue_file()), team, seen, datetime.now(UTC))
+    listed = listed_prices(Prices(team, catalogue_file()), team, seen, datetime.now(UTC))
     if as_json:
         write_json([{**vars(one), "price": one.price and one.price.as_json()} for one in listed])
     else:
@@ -111,21 +94,6 @@ def _known(team: Iterable[TeamPrice], model: str) -> tuple[str, ...]:
         for own in team
         if own.model == model
     )
-
-
-def _listed(known: Prices, team: Sequence[TeamPrice], seen: Sequence[SeenModel], now: datetime) -> list[Listed]:
-    """Every model that was seen, then the team's other prices."""
-    listed, shown = [], set()
-    for one in seen:
-        own = next(iter(known.set_by_team(one.model, one.provider, now)), None)
-        shown.add(own and own.key)
-        facts = {"since": own.since, "set_by": own.set_by} if own else {}
-        listed.append(Listed(price=known.lookup(one.model, one.provider, now), **facts, **vars(one)))  # type: ignore[arg-type]
-    for own in team:
-        if own.key not in shown:
-            applies = known.set_by_team(own.model, own.provider or "", now)[:1] == [own]
-            listed.append(Listed(own.model, own.provider, own.price, own.since, own.set_by, applies))
-    return listed
 
 
 def _write(listed: Sequence[Listed]) -> None:

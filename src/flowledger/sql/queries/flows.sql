@@ -21,6 +21,27 @@ select id, flow_key, flow_name, description, flow_definition, version, execution
 from public.crewai_flows
 where flow_key = %(key)s and status = 'active'
 
+-- name: page
+-- Flows of any status as far as row-level security shows them, by key, from the one after `after` on. Words are looked for
+-- in names and descriptions, and the whole of them in keys.
+select id, flow_key, flow_name, description, status, version, tags, created_by, created_at, updated_at, published_at,
+       execution_count, last_executed_at
+from public.crewai_flows
+where (%(statuses)s::text[] is null or status = any (%(statuses)s::text[]))
+  and (%(after)s::text is null or flow_key > %(after)s)
+  and (%(search)s::text is null
+       or to_tsvector('english', flow_name || ' ' || coalesce(description, '')) @@ websearch_to_tsquery('english', %(search)s)
+       or strpos(lower(flow_key), lower(%(search)s)) > 0)
+order by flow_key
+limit %(limit)s
+
+-- name: show
+-- One flow by its key, whatever its status, with what it is made of.
+select id, flow_key, flow_name, description, status, version, tags, created_by, created_at, updated_at, published_at,
+       execution_count, last_executed_at, parent_flow_id, metadata, flow_definition as definition, python_code
+from public.crewai_flows
+where flow_key = %(key)s
+
 -- name: fold_counts
 -- Brings execution_count up to date.
 select flowledger.fold_execution_counts()

@@ -15,8 +15,8 @@ select flowledger.set_prices(%(prices)s) as changed
 -- Forgets one price.
 select flowledger.remove_price(%(model)s, %(provider)s, %(since)s) as removed
 
--- name: seen
--- The models that calls were made of since then, and how many of the calls have tokens and no cost.
+-- name: seen_of_all
+-- The models that calls were made of since then, and how many of the calls have tokens and no cost. For operators.
 select usage.model, usage.provider, count(*) as calls, max(usage.started_at) as last_call_at,
        count(*) filter (
          where usage.input_tokens is not null and coalesce(repriced.cost_usd, usage.cost_usd) is null
@@ -24,6 +24,22 @@ select usage.model, usage.provider, count(*) as calls, max(usage.started_at) as 
 from flowledger.usage as usage
 left join flowledger.repriced_calls as repriced using (execution_id, number)
 where usage.started_at >= %(since)s
+group by usage.model, usage.provider
+order by usage.model, usage.provider
+
+-- name: seen_of_user
+-- The same of one user's own calls. What ended before that moment was called before it.
+select usage.model, usage.provider, count(*) as calls, max(usage.started_at) as last_call_at,
+       count(*) filter (
+         where usage.input_tokens is not null and coalesce(repriced.cost_usd, usage.cost_usd) is null
+       ) as unpriced_calls
+from public.crewai_flow_executions as executions
+join flowledger.usage as usage on usage.execution_id = executions.id
+left join flowledger.repriced_calls as repriced
+  on repriced.execution_id = usage.execution_id and repriced.number = usage.number
+where executions.executed_by = %(user)s
+  and (executions.completed_at is null or executions.completed_at >= %(since)s)
+  and usage.started_at >= %(since)s
 group by usage.model, usage.provider
 order by usage.model, usage.provider
 

@@ -22,7 +22,9 @@ with sums as (
   where amounts.dimension = %(dimension)s
     and (%(first)s::date is null or amounts.day >= %(first)s)
     and (%(last)s::date is null or amounts.day <= %(last)s)
-    and (%(flow)s::uuid is null or amounts.key = %(flow)s::uuid::text)
+    -- One of them at most, along its own dimension.
+    and (coalesce(%(flow)s::uuid, %(meeting)s::uuid) is null
+         or amounts.key = coalesce(%(flow)s::uuid, %(meeting)s::uuid)::text)
   group by 1, 2
 )
 select sums.day, coalesce(flows.flow_key, sums.key) as key, sums.executions, sums.failed, sums.calls, sums.failed_calls,
@@ -32,15 +34,18 @@ from sums
 left join public.crewai_flows as flows on %(dimension)s = 'flow' and flows.id::text = sums.key
 
 -- name: of_rows
--- The same from the rows themselves: of one user, or of one flow along another dimension. `executed_by` is named beside
+-- The same from the rows themselves: of one user, or of one flow or meeting along another dimension. `executed_by` is named beside
 -- the policy, so that the planner turns the policy into a one-time filter.
 with chosen as (
   select executions.id, executions.flow_id, executions.executed_by, executions.execution_mode,
          executions.board_meeting_id, executions.status,
-         (coalesce(executions.completed_at, executions.started_at) at time zone 'UTC')::date as ended_on
+         -- Tables that were here before may hold times that no calendar of Python's has.
+         (least(greatest(coalesce(executions.completed_at, executions.started_at), '0001-01-02Z'), '9999-12-30Z')
+           at time zone 'UTC')::date as ended_on
   from {executions} as executions
   where (%(user)s::uuid is null or executions.executed_by = %(user)s)
     and (%(flow)s::uuid is null or executions.flow_id = %(flow)s)
+    and (%(meeting)s::uuid is null or executions.board_meeting_id = %(meeting)s)
     -- What ended before that day was called before it.
     and (%(first)s::date is null or executions.completed_at is null
          or executions.completed_at >= %(first)s::timestamp at time zone 'UTC')

@@ -13,10 +13,11 @@ select flowledger.append_logs(
   %(executions)b, %(fences)b::bigint[], %(sequences)b::integer[], %(ats)b, %(streams)b, %(texts)b)
 
 -- name: read
--- Events of one execution after the given sequence number, the first `most` of them.
+-- Events of one execution after the given sequence number, of some kinds or all, the first `most` of them.
 select sequence, at, kind, name, fields, parent, began
 from flowledger.timeline
 where execution_id = %(execution)s and sequence > %(after)s
+  and (%(kinds)s::text[] is null or kind = any (%(kinds)s::text[]))
 order by sequence
 limit %(most)s
 
