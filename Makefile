@@ -43,8 +43,9 @@ pgbouncer:
 	  fi; \
 	fi
 
-chaos: $(READY) ## let everything go wrong for five minutes with five seeds, and 50 rounds of fencing
+chaos: $(READY) ## let everything go wrong for five minutes with five seeds, 50 rounds of fencing, a storm of requests
 	FENCING_ROUNDS=50 $(BIN)/python -m pytest tests/faults/test_fencing.py -s
+	STORM_REQUESTS=10000 $(BIN)/python -m pytest tests/walls/test_storm.py -s
 	$(BIN)/python -m tests.chaos --seconds 300 --seeds 5
 
 check: $(READY) ## format, lint, import contracts, types

@@ -29,6 +29,7 @@ LONG = (
     "runner",
     "worker",
     "cli",
+    "walls",
     "telemetry",
     "registry",
     "acceptance",

@@ -21,7 +21,7 @@ import structlog
 from flowledger.database.listen import listen
 from flowledger.database.session import Claims, Database
 from flowledger.domain.change import Change, ChangeKind, Position, Snapshot, Topics
-from flowledger.errors import FlowledgerError, TooManyStreams
+from flowledger.errors import ExecutionNotFound, FlowledgerError, TooManyStreams
 from flowledger.ledger import changes, executions
 from flowledger.ledger.changes import Heads, Stir
 
@@ -141,7 +141,9 @@ class Feed:
         async with self._turns, self._database.session(claims) as session:
             position = Position(await changes.now(session))
             for named in topics.named:
-                await executions.find(session, claims, str(named))
+                # Found by a key that reads like an id, it would be another one.
+                if (await executions.identify(session, claims, str(named))).id != named:
+                    raise ExecutionNotFound(str(named))
             heads = await changes.heads(session, topics.named) if topics.named else {}
             if topics.flows:
                 position = replace(position, flows=await changes.flows(session))

@@ -447,11 +447,13 @@ async def _only(connection: Connection, claims: Claims, how: str, reference: str
         last_id=last,
         reference=reference,
     )
-    if not rows:
+    # Anybody may choose another's id as a key of their own: what is a whole id names that execution first.
+    named = [row for row in rows if first == row["id"] == last] or rows
+    if not named:
         raise ExecutionNotFound(reference)
-    if len(rows) > 1:
-        raise AmbiguousReference(reference, tuple(str(row["id"]) for row in rows))
-    return rows[0]
+    if len(named) > 1:
+        raise AmbiguousReference(reference, tuple(str(row["id"]) for row in named))
+    return named[0]
 
 
 def _range_of(reference: str) -> tuple[UUID | None, UUID | None]:
