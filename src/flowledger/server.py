@@ -14,9 +14,10 @@ from fastapi import APIRouter, FastAPI
 from flowledger import __version__
 from flowledger.api import executions, exports, health, live, login, problems, tokens
 from flowledger.api.auth import Verifier
+from flowledger.api.connections import Connection
 from flowledger.api.envelope import Envelope
 from flowledger.api.hosts import Hosts, allowed_hosts, is_loopback, require_safe_bind
-from flowledger.api.limits import BodyLimit, Rates
+from flowledger.api.limits import Bodies, Rates
 from flowledger.database.session import Database
 from flowledger.errors import InvalidInput
 from flowledger.feed import Feed
@@ -27,6 +28,8 @@ _log = structlog.get_logger("flowledger.server")
 MOST_CONNECTIONS = 8
 _GRACE_SECONDS = 10
 _BACKLOG = 2048
+_SILENT_SECONDS = 120
+"""A peer that takes nothing of what it is sent for so long is gone."""
 
 
 def application(
@@ -48,13 +51,19 @@ def application(
             async with Feed(database, listen_url, poll_seconds=settings.poll_seconds).running() as app.state.feed:
                 yield
 
-    app = FastAPI(title="flowledger", version=__version__, lifespan=life, openapi_url="/api/v1/openapi.json")
+    app = FastAPI(
+        title="flowledger",
+        version=__version__,
+        lifespan=life,
+        openapi_url="/api/v1/openapi.json",
+        redirect_slashes=False,
+    )
     app.state.verifier, app.state.rates = verifier, rates
     app.state.has_login = has_login and is_loopback(settings.server_host)
     problems.install(app)
     _route(app)
     # The last is outermost.
-    app.add_middleware(BodyLimit, most_bytes=settings.max_body_bytes)
+    app.add_middleware(Bodies, most_bytes=settings.max_body_bytes)
     app.add_middleware(Hosts, allowed=allowed_hosts(settings))
     app.add_middleware(Envelope)
     return app
@@ -77,6 +86,7 @@ def bound(settings: Settings) -> socket.socket:
     taken = socket.socket(family, socket.SOCK_STREAM)
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _hang_up_on_the_silent(taken)
         taken.bind((host, port))
         taken.listen(_BACKLOG)
     except OSError as trouble:
@@ -89,6 +99,13 @@ def bound(settings: Settings) -> socket.socket:
     return taken
 
 
+def _hang_up_on_the_silent(taken: socket.socket) -> None:
+    """Every connection inherits it. Where the system has no such limit, its own holds: minutes to hours."""
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_SECONDS * 1000)
+
+
 def url_of(taken: socket.socket) -> str:
     """Where a browser of this machine finds it."""
     host, port = taken.getsockname()[:2]
@@ -98,18 +115,22 @@ def url_of(taken: socket.socket) -> str:
 
 @asynccontextmanager
 async def serving(app: FastAPI, taken: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
-    """Served while the block runs; then requests in flight get 10 seconds to end. The task ends early by a fault."""
-    server = _Server(app)
-    task = asyncio.create_task(server.serve(sockets=[taken]), name="server")
-    starting = asyncio.create_task(server.ready.wait())
-    try:
-        await asyncio.wait((task, starting), return_when=asyncio.FIRST_COMPLETED)
-        _log.info("server_ready", url=url_of(taken))
-        yield task
-    finally:
-        starting.cancel()
-        server.should_exit = True
-        await task
+    """Served while the block runs; then live streams end, and requests in flight get 10 seconds to. The task ends early
+    by a fault. Raises DatabaseUnreachable.
+    """
+    async with app.router.lifespan_context(app):
+        server = _Server(app)
+        task = asyncio.create_task(server.serve(sockets=[taken]), name="server")
+        starting = asyncio.create_task(server.ready.wait())
+        try:
+            await asyncio.wait((task, starting), return_when=asyncio.FIRST_COMPLETED)
+            _log.info("server_ready", url=url_of(taken))
+            yield task
+        finally:
+            starting.cancel()
+            app.state.feed.end()
+            server.should_exit = True
+            await task
 
 
 class _Server(uvicorn.Server):
@@ -122,7 +143,8 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                lifespan="on",
+                lifespan="off",
+                http=Connection,
                 ws="none",
                 timeout_graceful_shutdown=_GRACE_SECONDS,
             )

@@ -87,9 +87,11 @@ async def _of_login(request: Request) -> Claims:
     if session_secret is None:
         raise NotAuthenticated("it carries no bearer token")
     require_same_origin(request)
-    async with request.app.state.database.session(Claims.of_nobody()) as session:
+    state = request.app.state
+    await state.rates.admit(request)
+    async with state.database.session(Claims.of_nobody()) as session:
         user = await logins.redeem_session(session, session_secret)
     if user is None:
-        raise NotAuthenticated("its login has ended")
+        raise await state.rates.failed(request, NotAuthenticated("its login has ended"))
     # Whoever could read the link on this machine's terminal can read the data directory too.
     return Claims(user, "service_role")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -49,6 +50,9 @@ class LiveResponse(EventSourceResponse):
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
             _log.info("stream_stalled", seconds=STALLED_SECONDS)
+            # What is on its way to it would keep the connection for as long as it does not read.
+            scope["state"]["hang_up"]()
+            await asyncio.sleep(0)
         finally:
             self._stream.close()
 

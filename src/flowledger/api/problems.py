@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from flowledger import errors
 from flowledger.errors import FlowledgerError
@@ -91,7 +92,29 @@ async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     return problem(422, "invalid_request", "The request does not fit its schema.", faults=faults)
 
 
-async def _http(_: Request, error: HTTPException) -> JSONResponse:
+async def _http(request: Request, error: HTTPException) -> JSONResponse:
+    """What no handler was asked: the path, the method, or a body that is no text."""
+    if error.status_code == 404:
+        title, remedy = f"there is nothing at {request.url.path}", "/docs shows what there is."
+        return problem(404, "not_found", title, remedy=remedy)
+    if error.status_code == 405:
+        return _not_allowed(request)
+    if error.status_code == 400:
+        return problem(400, "unreadable_body", "the body cannot be read", remedy="Send JSON in UTF-8.", field="body")
     answer = problem(error.status_code, f"http_{error.status_code}", str(error.detail))
     answer.headers.update(error.headers or {})
+    return answer
+
+
+def _not_allowed(request: Request) -> JSONResponse:
+    """The router knows what the first route allows that has this path; there may be more of it."""
+    routes = request.app.router.routes
+    allowed = ", ".join(
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    )
+    title = f"{request.method} is not for {request.url.path}"
+    answer = problem(405, "method_not_allowed", title, remedy=f"Ask with {allowed}.")
+    answer.headers["Allow"] = allowed
     return answer
