@@ -18,7 +18,8 @@ from flowledger.api.connections import Connection
 from flowledger.api.envelope import Envelope
 from flowledger.api.hosts import Hosts, allowed_hosts, is_loopback, require_safe_bind
 from flowledger.api.limits import Bodies, Rates
-from flowledger.database.session import Database
+from flowledger.database import migrate
+from flowledger.database.session import Claims, Database
 from flowledger.errors import InvalidInput
 from flowledger.feed import Feed
 from flowledger.settings import Settings
@@ -47,6 +48,8 @@ def application(
     async def life(app: FastAPI) -> AsyncIterator[None]:
         async with Database(conninfo, most_connections=most_connections) as database:
             app.state.database = database
+            async with database.session(Claims.of_nobody()) as session:
+                await migrate.require_current_in(session)
             listen_url = settings.listen_url.get_secret_value() if settings.listen_url else conninfo
             async with Feed(database, listen_url, poll_seconds=settings.poll_seconds).running() as app.state.feed:
                 yield
@@ -116,7 +119,7 @@ def url_of(taken: socket.socket) -> str:
 @asynccontextmanager
 async def serving(app: FastAPI, taken: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
     """Served while the block runs; then live streams end, and requests in flight get 10 seconds to. The task ends early
-    by a fault. Raises DatabaseUnreachable.
+    by a fault. Raises DatabaseUnreachable, SchemaTooOld, SchemaTooNew.
     """
     async with app.router.lifespan_context(app):
         server = _Server(app)

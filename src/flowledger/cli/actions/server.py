@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 from fastapi import FastAPI
 
 from flowledger.cli.flags import settings
 from flowledger.cli.opening import addresses, require_current
+from flowledger.errors import PermissionRefused
 from flowledger.server import application, bound, serving
 from flowledger.telemetry.logs import configure_logs
 
@@ -20,7 +21,9 @@ def server(**flags: Any) -> None:
     configure_logs(chosen.log_format)
     with addresses(chosen) as where:
         app = application(chosen, where.api)
-        require_current(where)
+        # A login with no right of its own may not look; the server itself asks as nobody.
+        with suppress(PermissionRefused):
+            require_current(where)
         with closing(bound(chosen)) as taken:
             asyncio.run(_serve(app, taken))
 
