@@ -60,8 +60,9 @@ lock: ## choose the newest versions that pyproject.toml allows
 schema: $(READY) ## write the migration, the expected catalog and the schema pages that follow from sql/schema
 	$(BIN)/python scripts/schema.py
 
-docs: $(READY) ## write the reference pages that follow from the code
+docs: $(READY) ## write openapi.json and the reference pages that follow from the code
 	$(BIN)/python scripts/reference_pages.py
+	$(BIN)/python scripts/openapi.py
 
 bench: $(READY) ## measure, and print the figures as a table
 	$(BIN)/python -m benchmarks

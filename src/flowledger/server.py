@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import structlog
 import uvicorn
@@ -15,6 +16,7 @@ from flowledger import __version__
 from flowledger.api import executions, exports, health, live, login, problems, tokens
 from flowledger.api.auth import Verifier
 from flowledger.api.connections import Connection
+from flowledger.api.document import document, operation_id
 from flowledger.api.envelope import Envelope
 from flowledger.api.hosts import Hosts, allowed_hosts, is_loopback, require_safe_bind
 from flowledger.api.limits import Bodies, Rates
@@ -54,12 +56,13 @@ def application(
             async with Feed(database, listen_url, poll_seconds=settings.poll_seconds).running() as app.state.feed:
                 yield
 
-    app = FastAPI(
+    app = _Api(
         title="flowledger",
         version=__version__,
         lifespan=life,
         openapi_url="/api/v1/openapi.json",
         redirect_slashes=False,
+        generate_unique_id_function=operation_id,
     )
     app.state.verifier, app.state.rates = verifier, rates
     app.state.has_login = has_login and is_loopback(settings.server_host)
@@ -70,6 +73,12 @@ def application(
     app.add_middleware(Hosts, allowed=allowed_hosts(settings))
     app.add_middleware(Envelope)
     return app
+
+
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        self.openapi_schema = self.openapi_schema or document(self)
+        return self.openapi_schema
 
 
 def _route(app: FastAPI) -> None:

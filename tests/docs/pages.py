@@ -143,10 +143,15 @@ def _make_targets() -> set[str]:
 # -- What the code says -----------------------------------------------------------------------------------------------
 
 
-@cache
 def reference_pages() -> ModuleType:
     """scripts/reference_pages.py as a module."""
-    spec = importlib.util.spec_from_file_location("reference_pages", ROOT / "scripts" / "reference_pages.py")
+    return script("reference_pages")
+
+
+@cache
+def script(name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -37,7 +37,12 @@ class Asking:
         return replace(self, claims=replace(self.claims, role="authenticated"))
 
 
-_bearer = HTTPBearer(auto_error=False, description="A JWT, or a personal token (`fl_...`).")
+_bearer = HTTPBearer(
+    scheme_name="token",
+    bearerFormat="JWT or fl_...",
+    auto_error=False,
+    description="A JWT, or a personal token (`fl_...`). Browsers that opened a one-time link have a cookie instead.",
+)
 
 
 async def asking(

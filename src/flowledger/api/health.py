@@ -34,7 +34,7 @@ async def health() -> HealthShape:
     return HealthShape()
 
 
-@router.get("/readiness")
+@router.get("/readiness", responses={503: {"description": "It is not ready"}})
 async def readiness(request: Request) -> ReadinessShape:
     """The database answers within 2 seconds and has the schema of this version; else 503."""
     database = request.app.state.database

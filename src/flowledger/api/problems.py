@@ -19,7 +19,7 @@ _log = structlog.get_logger("flowledger.api")
 
 MEDIA_TYPE = "application/problem+json"
 
-_STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
+STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
     (errors.NotAuthenticated, 401),
     (errors.PermissionRefused, 403),
     (errors.ScopeRefused, 403),
@@ -40,6 +40,72 @@ _STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
     (errors.SchemaTooOld, 503),
     (errors.SchemaTooNew, 503),
 )
+
+OF_HTTP: dict[str, tuple[int, str, str, str]] = {
+    "not_http": (
+        400,
+        "What came is no request.",
+        "This is no HTTP request.",
+        "Check the request line and headers.",
+    ),
+    "unreadable_body": (400, "The body is no text.", "the body cannot be read", "Send JSON in UTF-8."),
+    "not_found": (404, "There is no such path.", "there is nothing at ‹path›", "/docs shows what there is."),
+    "method_not_allowed": (
+        405,
+        "The path is there, and takes other methods: `Allow` tells which.",
+        "‹method› is not for ‹path›",
+        "Ask with ‹methods›.",
+    ),
+    "request_too_slow": (
+        408,
+        "Headers have 20 seconds to come, and a body 60.",
+        "the body did not come within 60 seconds",
+        "Send it at once.",
+    ),
+    "body_too_large": (
+        413,
+        "The body is larger than the server reads.",
+        "the body is larger than ‹bytes› bytes",
+        "Send less, or raise FLOWLEDGER_MAX_BODY_BYTES.",
+    ),
+    "not_json": (
+        415,
+        "The body is something else, or does not say what it is.",
+        "the body does not say that it is JSON",
+        "Send `Content-Type: application/json`.",
+    ),
+    "host_refused": (
+        421,
+        "The request was made to a name that the server does not answer to.",
+        "this name is not served here",
+        "Add it to FLOWLEDGER_ALLOWED_HOSTS.",
+    ),
+    "invalid_request": (
+        422,
+        "Fields or parameters do not fit. `faults` names each, and what is wrong with it.",
+        "The request does not fit its schema.",
+        "",
+    ),
+    "json_too_deep": (
+        422,
+        "The body is nested more deeply than the ledger can store.",
+        "the JSON is nested more than 100 levels deep",
+        "Flatten it.",
+    ),
+    "headers_too_large": (
+        431,
+        "The path with its query and the headers are larger than the server reads.",
+        "request line and headers are larger than 32,768 bytes",
+        "Send fewer or shorter headers, and a shorter query.",
+    ),
+    "internal": (
+        500,
+        "A fault of flowledger's own. `request` is the id under which its log has the story.",
+        "This is a fault of flowledger's own.",
+        "",
+    ),
+}
+"""What no error of the ledger's stands behind: code -> status, meaning, an example of its title and its remedy."""
 
 _PASSING = (429, 503)
 _RETRY_SECONDS = 5
@@ -76,7 +142,7 @@ def fault(path: str, error: Exception, request_id: str) -> JSONResponse:
 
 
 async def _told(_: Request, error: FlowledgerError) -> JSONResponse:
-    status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+    status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
     field = getattr(error, "field", None)
     answer = problem(status, error.code, error.title, remedy=error.hint or None, field=field)
     if status in _PASSING:

@@ -143,6 +143,22 @@ class ExecutionPage(Shape):
 class NewExecutionShape(Shape):
     """What to start. Only the flow is needed."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"flow": "board_brief"},
+                {
+                    "flow": "board_brief",
+                    "inputs": {"topic": "pricing"},
+                    "timeout_seconds": 600.0,
+                    "budget_usd": "0.50",
+                    "on_budget": "stop",
+                    "metadata": {"ticket": "OPS-17"},
+                },
+            ]
+        }
+    )
+
     flow: Annotated[Text, Field(min_length=1, max_length=100, description="The flow's key.")]
     inputs: Annotated[dict[str, Any], Field(description="Checked by the flow's schema.")] = {}
     execution_key: Annotated[
