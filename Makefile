@@ -8,7 +8,7 @@ READY := .venv/.ready
 ALONE := tests/chaos tests/faults tests/survival
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check pgbouncer chaos soak bench lock schema docs clean
+.PHONY: help install demo up test check pgbouncer chaos contract soak bench lock schema docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -46,6 +46,9 @@ pgbouncer:
 chaos: $(READY) ## let everything go wrong for five minutes with five seeds, and 50 rounds of fencing
 	FENCING_ROUNDS=50 $(BIN)/python -m pytest tests/faults/test_fencing.py -s
 	$(BIN)/python -m tests.chaos --seconds 300 --seeds 5
+
+contract: $(READY) ## ask every operation of the API a thousand times, as a user, an operator and nobody
+	CONTRACT_EXAMPLES=300 $(BIN)/python -m pytest tests/api/test_contract.py --timeout 3600 -s
 
 check: $(READY) ## format, lint, import contracts, types
 	$(BIN)/ruff format --check .

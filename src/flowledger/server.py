@@ -95,7 +95,8 @@ def bound(settings: Settings) -> socket.socket:
     """The address, taken. Raises InvalidInput if somebody else has it, or it is none of this machine's."""
     host, port = settings.server_host, settings.server_port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    taken = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small answers at once only where it is told that this is TCP: else each waits 40 ms for a timer.
+    taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _hang_up_on_the_silent(taken)

@@ -488,6 +488,15 @@ class TestStalledClients:
             with server.as_user(ALICE) as reader:
                 assert len(reader.get("/api/v1/executions/export").text) > 20 * 500_000
 
+    def test_an_answer_is_sent_whole_at_once(self, api):
+        """Head and body are two writes: without TCP_NODELAY the second waits for the first to be acknowledged."""
+        with api.as_() as client:
+            client.get("/api/v1/health")
+            began = time.monotonic()
+            for _ in range(20):
+                client.get("/api/v1/health")
+        assert time.monotonic() - began < 20 * 0.03
+
     def test_an_address_whose_system_has_no_such_limit_is_served_too(self, monkeypatch):
         monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
         with closing(bound(Settings(server_port=0))) as taken:

@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute
 
 from flowledger.api.catalog import Told, catalog
 from flowledger.api.problems import MEDIA_TYPE
+from flowledger.api.shapes import ANY_TEXT
 
 TAGS = {
     "executions": "Runs of flows: started, listed, searched, compared, cancelled, run again, exported.",
@@ -40,8 +41,8 @@ The control plane and execution ledger for CrewAI Flows.
 meet what is theirs, operators (role `service_role`) meet all. What is somebody else's is answered like what is not
 there. This document, health and readiness need no token: they tell of the software, and of nobody's work.
 
-**Values.** JSON in UTF-8; times are UTC in ISO 8601, money is text in USD with every digit. A field or parameter that
-does not exist is refused by its name.
+**Values.** JSON in UTF-8; times are UTC in ISO 8601, money is text in USD with every digit. No text may hold a NUL
+character, which Postgres cannot store. A field or parameter that does not exist is refused by its name.
 
 **Pages.** Lists answer `next`; send it as `after` for the page that follows. What it is made of is not for reading. It
 stays good while rows come and go: none is told twice or left out.
@@ -90,7 +91,7 @@ _OF_ASKING = (401, 403, 422, 429, 503)
 
 def document(app: FastAPI) -> dict[str, Any]:
     """Made anew each time."""
-    made: dict[str, Any] = _without_titles(
+    made: dict[str, Any] = _plain(
         get_openapi(title="flowledger", version=app.version, description=DESCRIPTION, routes=app.routes)
     )
     used: set[str] = set()
@@ -98,6 +99,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         _correct(operation)
         used.update(operation["tags"])
     made["tags"] = [{"name": name, "description": told} for name, told in TAGS.items() if name in used]
+    _link(made)
     components = made["components"]
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
@@ -147,6 +149,26 @@ def _correct(operation: dict[str, Any]) -> None:
     operation["responses"] = dict(sorted({**answers, **refusals}.items()))
 
 
+def _link(made: dict[str, Any]) -> None:
+    """From what tells of something to all that can be asked about it."""
+    named = {operation["operationId"]: operation for _, operation in operations(made)}
+    for name, (status, parameter, place) in _LEADS.items():
+        if name in named:
+            named[name]["responses"][status]["links"] = {
+                operation["operationId"]: {"operationId": operation["operationId"], "parameters": {parameter: place}}
+                for path, operation in operations(made)
+                if f"{{{parameter}}}" in path
+            }
+
+
+_LEADS = {
+    "create_execution": ("201", "reference", "$response.body#/id"),
+    "list_executions": ("200", "reference", "$response.body#/executions/0/id"),
+    "list_flows": ("200", "key", "$response.body#/flows/0/flow_key"),
+    "create_token": ("201", "id", "$response.body#/id"),
+}
+
+
 def _sendable(schema: dict[str, Any]) -> dict[str, Any]:
     """No query and no header can say null: whoever means it leaves the parameter out."""
     left = [one for one in schema.get("anyOf", ()) if one.get("type") != "null"]
@@ -191,7 +213,7 @@ _IF_NONE_MATCH = {
     "name": "If-None-Match",
     "in": "header",
     "required": False,
-    "schema": {"type": "string", "pattern": '^(W/)?"[0-9a-f]{32}"$'},
+    "schema": {"type": "string"},
     "description": "The last `ETag`.",
 }
 _RETRY = {"Retry-After": {"description": "Seconds.", "required": True, "schema": {"type": "integer", "minimum": 1}}}
@@ -202,14 +224,18 @@ _HEADERS: dict[int, dict[str, Any]] = {
 }
 
 
-def _without_titles(value: Any) -> Any:
-    """Pydantic's titles are the names once more, with a capital letter."""
+def _plain(value: Any) -> Any:
+    """Without what says nothing: pydantic's titles are the names once more, and no text holds a NUL character."""
     if isinstance(value, list):
-        return [_without_titles(item) for item in value]
+        return [_plain(item) for item in value]
     if not isinstance(value, dict):
         return value
-    is_schema = "title" in value and isinstance(value["title"], str) and value.keys() & _OF_SCHEMAS
-    return {name: _without_titles(item) for name, item in value.items() if not (is_schema and name == "title")}
+    is_titled = isinstance(value.get("title"), str) and bool(value.keys() & _OF_SCHEMAS)
+    return {
+        name: _plain(item)
+        for name, item in value.items()
+        if not (name == "title" and is_titled) and not (name == "pattern" and item == ANY_TEXT)
+    }
 
 
 _OF_SCHEMAS = {"type", "anyOf", "$ref", "const", "enum", "properties", "allOf", "additionalProperties"}

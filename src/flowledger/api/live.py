@@ -15,7 +15,7 @@ from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 
 from flowledger.api.asking import Asked
 from flowledger.api.shapes import refusals
-from flowledger.domain.change import MOST_TOPICS, Change, Topics
+from flowledger.domain.change import MOST_TOPICS, Change, ChangeKind, Topics
 from flowledger.errors import FlowledgerError
 from flowledger.feed import Page, Stream
 
@@ -34,6 +34,17 @@ _UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _TOPIC = f"(executions|flows|execution:{_UUID})"
 _TOPICS = f"^{_TOPIC}(,{_TOPIC}){{0,{MOST_TOPICS - 1}}}$"
 """For the document: what is wrong is told by `Topics` itself."""
+
+
+_EVENT = {
+    "description": "One event. `data` is JSON: its `kind`, and of an execution's its id as `execution`.",
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["execution", *(kind for kind in ChangeKind if kind in ("ready", "reset", "flows"))]},
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 
 
 class LiveResponse(EventSourceResponse):
@@ -68,7 +79,7 @@ class LiveResponse(EventSourceResponse):
 @router.get(
     "",
     response_class=StreamingResponse,
-    responses={**refusals(404), 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={**refusals(404), 200: {"content": {"text/event-stream": {"schema": _EVENT}}}},
 )
 async def live(
     asked: Asked,
