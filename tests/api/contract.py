@@ -38,11 +38,12 @@ SENSE = {
 
 @dataclass(frozen=True)
 class Walk:
-    """What one run asked and found. `accepted` and `failures` are by operation, as in `GET /api/v1/executions`."""
+    """What one run asked and found, by operation, as in `GET /api/v1/executions`. `reached`: how often it came as far as
+    the ledger, and was done or came too late."""
 
     cases: int
     operations: int
-    accepted: Counter[str]
+    reached: Counter[str]
     failures: list[tuple[str, str]]
     output: str
 
@@ -105,9 +106,9 @@ def _lenient(operation: str) -> str:
 
 
 def _read(report: dict[str, Any], output: str) -> Walk:
-    accepted = Counter[str]()
+    reached = Counter[str]()
     for operation, phases in report["valid_rates"].items():
-        accepted[operation] = sum(phase["accepted"] for phase in phases.values())
+        reached[operation] = sum(phase["accepted"] + phase["conflicts"] for phase in phases.values())
     failures = [(operation, one["title"]) for one in report["failures"] for operation in one["operations"]]
     failures += [("", json.dumps(error)) for error in report["errors"]]
-    return Walk(report["test_cases"]["generated"], report["operations"]["tested"], accepted, failures, output)
+    return Walk(report["test_cases"]["generated"], report["operations"]["tested"], reached, failures, output)
