@@ -38,8 +38,9 @@ SENSE = {
 
 @dataclass(frozen=True)
 class Walk:
-    """What one run asked and found, by operation, as in `GET /api/v1/executions`. `reached`: how often it came as far as
-    the ledger, and was done or came too late."""
+    """What one run asked and found, by operation, as in `GET /api/v1/executions`. `reached`: how often one came as far
+    as the ledger, which did it, or told that it was too late.
+    """
 
     cases: int
     operations: int
