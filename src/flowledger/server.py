@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from flowledger import __version__
-from flowledger.api import executions, exports, health, live, login, problems, tokens
+from flowledger.api import executions, exports, health, live, login, pages, problems, tokens
 from flowledger.api.auth import Verifier
 from flowledger.api.connections import Connection
 from flowledger.api.document import document, operation_id
@@ -61,6 +61,8 @@ def application(
         version=__version__,
         lifespan=life,
         openapi_url="/api/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=operation_id,
     )
@@ -87,6 +89,7 @@ def _route(app: FastAPI) -> None:
     for resource in (exports, executions, tokens, live, health):
         v1.include_router(resource.router)
     app.include_router(v1)
+    app.include_router(pages.router)
     if app.state.has_login:
         app.include_router(login.router)
 
