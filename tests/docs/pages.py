@@ -102,6 +102,8 @@ def wrong_commands(text: str) -> list[str]:
     """Lines of a shell block that call a command, option or make target which is not there."""
     wrong = []
     for line in text.replace("\\\n", " ").splitlines():
+        if not re.match(r"(\w+=\S* )*(flowledger|make) ", line):
+            continue
         words = shlex.split(line, comments=True)
         while words and re.fullmatch(r"\w+=.*", words[0]):
             words.pop(0)
