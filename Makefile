@@ -8,7 +8,7 @@ READY := .venv/.ready
 ALONE := tests/chaos tests/faults tests/survival
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check pgbouncer chaos soak bench lock schema docs clean
+.PHONY: help install demo up test check pgbouncer chaos contract soak bench lock schema docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -48,6 +48,9 @@ chaos: $(READY) ## let everything go wrong for five minutes with five seeds, 50 
 	STORM_REQUESTS=10000 $(BIN)/python -m pytest tests/walls/test_storm.py -s
 	$(BIN)/python -m tests.chaos --seconds 300 --seeds 5
 
+contract: $(READY) ## ask every operation of the API a thousand times, as a user, an operator and nobody
+	CONTRACT_EXAMPLES=300 $(BIN)/python -m pytest tests/api/test_contract.py --timeout 3600 -s
+
 check: $(READY) ## format, lint, import contracts, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -61,8 +64,9 @@ lock: ## choose the newest versions that pyproject.toml allows
 schema: $(READY) ## write the migration, the expected catalog and the schema pages that follow from sql/schema
 	$(BIN)/python scripts/schema.py
 
-docs: $(READY) ## write the reference pages that follow from the code
+docs: $(READY) ## write openapi.json and the reference pages that follow from the code
 	$(BIN)/python scripts/reference_pages.py
+	$(BIN)/python scripts/openapi.py
 
 bench: $(READY) ## measure, and print the figures as a table
 	$(BIN)/python -m benchmarks

@@ -12,7 +12,6 @@ import ast
 import importlib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from flowledger import cli, errors
+from flowledger.api.catalog import example
 from flowledger.cli import exits
 from flowledger.domain.timeline import EventKind
 from flowledger.errors import FlowledgerError
@@ -425,31 +425,12 @@ _DECIDED = {
 
 
 def _error(kind: type[FlowledgerError]) -> Iterator[str]:
-    example = kind(**{field.name: _example(field.name, str(field.type)) for field in fields(kind)})  # type: ignore[arg-type]
-    yield from (f"### `{kind.code}`", "", inspect.cleandoc(kind.__doc__ or ""), "", "```text", example.title)
-    if example.hint:
-        yield example.hint
+    one = example(kind)
+    yield from (f"### `{kind.code}`", "", inspect.cleandoc(kind.__doc__ or ""), "", "```text", one.title)
+    if one.hint:
+        yield one.hint
     code = next((code for kinds, code in exits._ERRORS if issubclass(kind, kinds)), exits.Exit.ERROR)  # noqa: SLF001
     yield from ("```", "", f"`{kind.__name__}`, exit code {int(code)}")
-
-
-class _Number(int):
-    """A number that is printed as the name of what it counts."""
-
-    name: str
-
-    def __format__(self, _spec: str) -> str:
-        return f"‹{self.name}›"
-
-
-def _example(name: str, kind: str) -> Any:
-    if kind.startswith("tuple"):
-        return (f"‹{name}›",)
-    if kind == "int":
-        number = _Number(1)
-        number.name = name
-        return number
-    return f"‹{name}›"
 
 
 def _attribute_docs(kind: type) -> dict[str, str]:

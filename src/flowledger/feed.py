@@ -80,6 +80,7 @@ class Feed:
         self._heads: dict[UUID, Heads] = {}
         self._flows = ""
         self._looks = 0
+        self._is_ending = False
         self._reads: dict[Any, asyncio.Task[_Found]] = {}
         self._turns = asyncio.Semaphore(_READS_AT_ONCE)
 
@@ -133,6 +134,16 @@ class Feed:
             del self._open[stream.claims]
         if not self._streams:
             self._somebody.clear()
+
+    def end(self) -> None:
+        """Ends every stream, and each that is opened from now on once it has begun: its client resumes elsewhere."""
+        self._is_ending = True
+        for stream in self._streams:
+            stream.end()
+
+    @property
+    def is_ending(self) -> bool:
+        return self._is_ending
 
     # -- Reading, under the claims of the stream ----------------------------------------------------------------------
 
@@ -294,7 +305,7 @@ class Stream:
         assert self.position is not None
         yield Page(self.position, (self._first,))
         with suppress(TimeoutError):
-            while True:
+            while not self._feed.is_ending:
                 page = await self._next()
                 if page.changes:
                     yield page
@@ -304,6 +315,10 @@ class Stream:
 
     def close(self) -> None:
         self._feed.close(self)
+
+    def end(self) -> None:
+        """Its pages end with the one that is being told."""
+        self._woken.set()
 
     async def _next(self) -> Page:
         self._woken.clear()

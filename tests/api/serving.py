@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,10 @@ class Served:
 
     url: str
     app: FastAPI
+    stop: Callable[[], None]
+    """Asks it to end, as a signal does."""
+    wait: Callable[[], None]
+    """Until it has ended."""
 
     @property
     def streams(self) -> int:
@@ -67,12 +71,20 @@ def served(postgres: EmbeddedPostgres, *, send_buffer: int | None = None, **give
         thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
         thread.start()
         assert started.wait(30), "the server did not start"
-        try:
-            yield Served(url_of(taken), app)
-        finally:
-            loops[0].call_soon_threadsafe(stop.set)
+
+        def end() -> None:
+            if thread.is_alive():
+                loops[0].call_soon_threadsafe(stop.set)
+
+        def wait() -> None:
             thread.join(30)
             assert not thread.is_alive(), "the server did not stop"
+
+        try:
+            yield Served(url_of(taken), app, end, wait)
+        finally:
+            end()
+            wait()
 
 
 def signed(user: object, *, key: Any = SECRET, algorithm: str = "HS256", headers: Any = None, **claims: Any) -> str:

@@ -22,6 +22,7 @@ class Watcher:
         self.told: list[ServerSentEvent] = []
         self.last_id: str | None = None
         self.has_ended = False
+        self.was_cut = False
         self._more = asyncio.Event()
 
     async def read(self) -> None:
@@ -32,7 +33,7 @@ class Watcher:
                     self.told.append(message)
                 self._more.set()
         except httpx.RemoteProtocolError:
-            pass
+            self.was_cut = True
         self.has_ended = True
         self._more.set()
 

@@ -18,7 +18,7 @@ from flowledger.domain.status import Status
 
 SHELLS = ["bash", "zsh"]
 _LIGHT = re.compile(
-    r"flowledger(\.(domain(\.(dimension|mode|priority|reach|status|window))?|cli(\.(options|"
+    r"flowledger(\.(domain(\.(dimension|mode|priority|reach|status|token|window))?|cli(\.(options|"
     + "|".join(cli.COMMANDS)
     + r"))?))?"
 )

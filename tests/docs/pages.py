@@ -102,6 +102,8 @@ def wrong_commands(text: str) -> list[str]:
     """Lines of a shell block that call a command, option or make target which is not there."""
     wrong = []
     for line in text.replace("\\\n", " ").splitlines():
+        if not re.match(r"(\w+=\S* )*(flowledger|make) ", line):
+            continue
         words = shlex.split(line, comments=True)
         while words and re.fullmatch(r"\w+=.*", words[0]):
             words.pop(0)
@@ -143,10 +145,15 @@ def _make_targets() -> set[str]:
 # -- What the code says -----------------------------------------------------------------------------------------------
 
 
-@cache
 def reference_pages() -> ModuleType:
     """scripts/reference_pages.py as a module."""
-    spec = importlib.util.spec_from_file_location("reference_pages", ROOT / "scripts" / "reference_pages.py")
+    return script("reference_pages")
+
+
+@cache
+def script(name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

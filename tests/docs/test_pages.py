@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.api.serving import served
 from tests.docs.pages import (
     DOCS,
     FORBIDDEN,
@@ -23,6 +25,7 @@ from tests.docs.pages import (
     toml_faults,
     wrong_commands,
 )
+from tests.ledger.law import ALICE
 
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()]
 
@@ -100,6 +103,49 @@ def test_the_quickstart_runs_as_it_is_written(tmp_path, ledger):
     assert ran.stderr.strip().startswith(refused.partition("\n")[2].strip())
 
 
+API_PAGE = DOCS / "how-to" / "api.md"
+
+
+@pytest.fixture
+def serving(database):
+    """The API, and a token of a user's, beside a flow that the page starts."""
+    with psycopg.connect(database.url("flowledger_worker"), autocommit=True) as worker:
+        worker.execute("select flowledger.remember_flow('board_brief', 'Brief', '', '{}', '')")
+    with served(database) as server, server.as_user(ALICE) as alice:
+        yield server, alice.post("/api/v1/tokens", json={"name": "curl"}).json()["token"]
+
+
+def _asked(server, token: str, text: str, place: Path) -> subprocess.CompletedProcess[str]:
+    """Shell blocks as a person runs them, in the directory; the first failure ends them."""
+    return subprocess.run(
+        ["bash", "-c", "set -euo pipefail\n" + text.replace("http://127.0.0.1:8700", server.url)],
+        cwd=place,
+        env={**os.environ, "TOKEN": token},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_api_page_runs_as_it_is_written(serving, tmp_path):
+    shell = [block for block in blocks_of(API_PAGE, API_PAGE.read_text()) if block.kind == "bash"]
+    runs = [block for block in shell if not block.why_not_run]
+    assert len(shell) - len(runs) == 2
+    ran = _asked(*serving, "".join(block.text for block in runs), tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "304\n" in ran.stdout
+    assert len((tmp_path / "executions.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "failed.csv").read_text().startswith("id,flow_id,")
+
+
+def test_the_api_page_shows_a_problem_as_it_is(serving):
+    server, token = serving
+    shown = next(block.text for block in blocks_of(API_PAGE, API_PAGE.read_text()) if block.kind == "json")
+    with server.as_(token) as client:
+        assert client.post("/api/v1/executions", json={"flow": "board_breif"}).json() == json.loads(shown)
+
+
 def _first(written, kind: str, path: Path) -> None:
     path.write_text(next(block.text for block in written if block.kind == kind))
 
@@ -164,6 +210,10 @@ class TestTheCheckersFindWhatTheyShould:
     def test_python_and_toml_that_cannot_be_read(self):
         assert python_faults("def (:") is not None
         assert toml_faults("a = ") is not None
+
+    def test_a_request_that_is_refused(self, serving, tmp_path):
+        opening = next(block.text for block in blocks_of(API_PAGE, API_PAGE.read_text()) if "ask()" in block.text)
+        assert _asked(*serving, opening + 'ask "$API/executions/none"', tmp_path).returncode == 22
 
     def test_sql_that_does_not_run(self, ledger):
         with psycopg.connect(ledger, autocommit=True) as owner, pytest.raises(psycopg.errors.UndefinedTable):

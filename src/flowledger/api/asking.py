@@ -37,7 +37,12 @@ class Asking:
         return replace(self, claims=replace(self.claims, role="authenticated"))
 
 
-_bearer = HTTPBearer(auto_error=False, description="A JWT, or a personal token (`fl_...`).")
+_bearer = HTTPBearer(
+    scheme_name="token",
+    bearerFormat="JWT or fl_...",
+    auto_error=False,
+    description="A JWT, or a personal token (`fl_...`). Browsers that opened a one-time link have a cookie instead.",
+)
 
 
 async def asking(
@@ -87,9 +92,11 @@ async def _of_login(request: Request) -> Claims:
     if session_secret is None:
         raise NotAuthenticated("it carries no bearer token")
     require_same_origin(request)
-    async with request.app.state.database.session(Claims.of_nobody()) as session:
+    state = request.app.state
+    await state.rates.admit(request)
+    async with state.database.session(Claims.of_nobody()) as session:
         user = await logins.redeem_session(session, session_secret)
     if user is None:
-        raise NotAuthenticated("its login has ended")
+        raise await state.rates.failed(request, NotAuthenticated("its login has ended"))
     # Whoever could read the link on this machine's terminal can read the data directory too.
     return Claims(user, "service_role")

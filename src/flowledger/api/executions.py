@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
@@ -173,7 +173,9 @@ async def show(asked: Asked, request: Request, reference: Reference, _: NoParame
 class TimelineParameters(PageParameters):
     """`as=spans` puts beginnings and ends together, from the first event on."""
 
-    as_: Annotated[str, Query(alias="as", pattern="^(events|spans)$")] = "events"
+    as_: Annotated[
+        Literal["events", "spans"], Query(alias="as", description="Spans put beginnings and ends together.")
+    ] = "events"
 
 
 @router.get("/{reference}/timeline", response_model=EventPage | SpanPage, responses=refusals(404, 409))

@@ -60,7 +60,7 @@ class HostedRoute(APIRoute):
             except RequestValidationError as error:
                 return _hosted(problems.told_invalid(error))
             except HTTPException as error:
-                return _hosted(problems.told_http(error))
+                return _hosted(problems.told_http(request, error))
 
         return handle_or_refuse
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import time
@@ -10,7 +11,7 @@ import limits
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,8 +23,11 @@ from flowledger.settings import Settings
 DEEPEST_JSON = 100
 """What the ledger itself can store."""
 
+BODY_SECONDS = 60.0
+"""For a whole body."""
+
 FAILURES = "300/minute"
-"""Tokens of one address that may be wrong, before none is looked up: each costs a question to the database."""
+"""Tokens, links and cookies of one address that may be wrong, before none is looked up: each asks the database."""
 
 
 class Rates:
@@ -63,8 +67,10 @@ def _address(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-class BodyLimit:
-    """Reads each body before anybody else does, as far as it may go; refuses what is too large or nested too deeply."""
+class Bodies:
+    """Reads each body before anybody else does, as far as it may go; refuses what is too large, too slow, no JSON or
+    nested too deeply.
+    """
 
     def __init__(self, app: ASGIApp, most_bytes: int) -> None:
         self._app = app
@@ -78,39 +84,69 @@ class BodyLimit:
         if "content-length" not in headers and "transfer-encoding" not in headers:
             await self._app(scope, receive, send)
             return
-        body = await self._body(headers, receive)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await self._body(headers, receive)
+        except TimeoutError:
+            await _too_slow()(scope, receive, send)
+        except ClientDisconnect:
+            # Half a request is none: without its body it might ask for something else.
+            return
+        else:
+            await self._passed_on(scope, body, receive, send)
+
+    async def _passed_on(self, scope: Scope, body: bytes | None, receive: Receive, send: Send) -> None:
         if body is None:
             await self._too_large()(scope, receive, send)
-        elif _is_json(headers) and is_deeper(body, DEEPEST_JSON):
+        elif body and not _JSON.match(Headers(scope=scope).get("content-type", "")):
+            await _no_json()(scope, receive, send)
+        elif is_deeper(body, DEEPEST_JSON):
             await _too_deep()(scope, receive, send)
         else:
             await self._app(scope, _again(body, receive), send)
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
-        """None: it is too large, which may show before it is read."""
+        """None: it is too large, which may show before it is read. Raises ClientDisconnect."""
         told = headers.get("content-length", "0")
         if told.isdigit() and int(told[:20]) > self._most_bytes:
             return None
-        body, more = b"", True
+        body, more = bytearray(), True
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > self._most_bytes:
                 return None
-        return body
+        return bytes(body)
 
     def _too_large(self) -> Response:
-        answer = problem(
-            413,
-            "body_too_large",
-            f"the body is larger than {self._most_bytes:,} bytes",
-            remedy="Send less, or raise FLOWLEDGER_MAX_BODY_BYTES.",
-            field="body",
+        return _unread(
+            problem(
+                413,
+                "body_too_large",
+                f"the body is larger than {self._most_bytes:,} bytes",
+                remedy="Send less, or raise FLOWLEDGER_MAX_BODY_BYTES.",
+                field="body",
+            )
         )
-        # What was not read cannot be told from the next request.
-        answer.headers["connection"] = "close"
-        return answer
+
+
+def _too_slow() -> Response:
+    title = f"the body did not come within {BODY_SECONDS:g} seconds"
+    return _unread(problem(408, "request_too_slow", title, remedy="Send it at once.", field="body"))
+
+
+def _unread(answer: Response) -> Response:
+    """What was not read cannot be told from the next request."""
+    answer.headers["connection"] = "close"
+    return answer
+
+
+def _no_json() -> Response:
+    title, remedy = "the body does not say that it is JSON", "Send `Content-Type: application/json`."
+    return problem(415, "not_json", title, remedy=remedy, field="Content-Type")
 
 
 def _too_deep() -> Response:
@@ -132,11 +168,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def _is_json(headers: Headers) -> bool:
-    # FastAPI reads a body without a type as JSON as well.
-    return "json" in headers.get("content-type", "json")
-
-
+_JSON = re.compile(r"application/([\w.-]+\+)?json\s*(;|$)", re.IGNORECASE)
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 
 from flowledger.api.asking import Asked
-from flowledger.domain.change import Change, Topics
+from flowledger.api.shapes import refusals
+from flowledger.domain.change import MOST_TOPICS, Change, ChangeKind, Topics
 from flowledger.errors import FlowledgerError
 from flowledger.feed import Page, Stream
 
@@ -25,6 +28,23 @@ STALLED_SECONDS = 20.0
 """A client that takes nothing for so long is left; it resumes when it reads again."""
 RETRY_MILLISECONDS = 1_000
 """After which a browser comes back by itself."""
+
+
+_UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_TOPIC = f"(executions|flows|execution:{_UUID})"
+_TOPICS = f"^{_TOPIC}(,{_TOPIC}){{0,{MOST_TOPICS - 1}}}$"
+"""For the document: what is wrong is told by `Topics` itself."""
+
+
+_EVENT = {
+    "description": "One event. `data` is JSON: its `kind`, and of an execution's its id as `execution`.",
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["execution", *(kind for kind in ChangeKind if kind in ("ready", "reset", "flows"))]},
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 
 
 class LiveResponse(EventSourceResponse):
@@ -49,17 +69,34 @@ class LiveResponse(EventSourceResponse):
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
             _log.info("stream_stalled", seconds=STALLED_SECONDS)
+            # What is on its way to it would keep the connection for as long as it does not read.
+            scope["state"]["hang_up"]()
+            await asyncio.sleep(0)
         finally:
             self._stream.close()
 
 
-@router.get("", response_model=None, responses={200: {"content": {"text/event-stream": {}}}})
+@router.get(
+    "",
+    response_class=StreamingResponse,
+    responses={**refusals(404), 200: {"content": {"text/event-stream": {"schema": _EVENT}}}},
+)
 async def live(
     asked: Asked,
     request: Request,
-    topics: Annotated[str, Query(description="`executions`, `execution:ID`, `flows`; several between commas.")],
+    topics: Annotated[
+        str,
+        Query(
+            description="`executions`, `execution:ID`, `flows`; up to 32 between commas.",
+            examples=["executions,flows"],
+            json_schema_extra={"pattern": _TOPICS},
+        ),
+    ],
     after: Annotated[str | None, Query(description="As Last-Event-ID, for whoever cannot send the header.")] = None,
-    last_event_id: Annotated[str | None, Header(description="Goes on after this message.")] = None,
+    last_event_id: Annotated[
+        str | None,
+        Header(alias="Last-Event-ID", description="Goes on after this message. One that is not known means a reset."),
+    ] = None,
 ) -> LiveResponse:
     """What changes from now on, or has changed since the message that Last-Event-ID names."""
     stream = await request.app.state.feed.open(asked.claims, Topics.parse(topics), last_event_id or after)

@@ -21,10 +21,13 @@ _HOME = "/docs"
 @router.get("/login")
 async def log_in(request: Request, link: Annotated[str, Query(max_length=200)]) -> Response:
     """Opens a session and goes on to the first page."""
+    rates = request.app.state.rates
+    await rates.admit(request)
     async with request.app.state.database.session(Claims.of_nobody()) as session:
         opened = await logins.redeem(session, Secret(link))
     if opened is None:
-        raise NotAuthenticated("this link was opened before, or is too old; `flowledger login` prints another")
+        told = "this link was opened before, or is too old; `flowledger login` prints another"
+        raise await rates.failed(request, NotAuthenticated(told))
     return _with_cookie(request, opened)
 
 

@@ -23,6 +23,22 @@ _STEP = re.compile(r'\.([^.\[\]"]+)|\[(\d{1,9})\]|\["([^"]*)"\]')
 _ROOTS = ("input_state", "output_state", "metadata")
 _DEEPEST = 20
 
+_UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_STEPS = r"""(\.[^.\[\]"\x00]+|\[[0-9]{1,9}\]|\["[^"\x00]*"\])"""
+
+# Forms that JSON Schema can tell and pydantic need not check: what is wrong is told in better words further down.
+_MOMENT = {
+    "type": "string",
+    "anyOf": [
+        {"format": "date-time"},
+        {"format": "date"},
+        {"pattern": r"^([0-9]{1,9}(\.[0-9]{1,9})?|([0-9]{1,5}(ms|s|m|h|d|w)){1,4})$"},
+    ],
+}
+_WHOSE = {"pattern": f"^(me|{_UUID})$"}
+_PLACE = {"pattern": f"^({'|'.join(_ROOTS)}){_STEPS}{{0,{_DEEPEST}}}$"}
+
+Moment = Annotated[Text, Field(max_length=64, json_schema_extra=_MOMENT)]
 Limit = Annotated[int, Field(ge=1, le=MOST_ROWS)]
 
 
@@ -36,22 +52,23 @@ class FilterParameters(Shape):
     flow: Annotated[Text, Field(max_length=100, description="The flow's key.")] | None = None
     mode: Mode | None = None
     since: Annotated[
-        Annotated[Text, Field(max_length=64)] | None,
+        Moment | None,
         Field(
             description="Started then or later: ISO 8601, UTC if it names no zone, or how long ago.", examples=["24h"]
         ),
     ] = None
-    until: Annotated[Annotated[Text, Field(max_length=64)] | None, Field(description="Started before.")] = None
+    until: Annotated[Moment | None, Field(description="Started before.")] = None
     meeting: UUID | None = None
     by: Annotated[
-        Annotated[Text, Field(max_length=64)] | None, Field(description="A user's id, or `me`.", examples=["me"])
+        Annotated[Text, Field(max_length=64, json_schema_extra=_WHOSE)] | None,
+        Field(description="A user's id, or `me`.", examples=["me"]),
     ] = None
     search: Annotated[
         Annotated[Text, Field(min_length=1, max_length=200)] | None,
         Field(description="Part of the error's type, or of the first 1,000 characters of its message."),
     ] = None
     path: Annotated[
-        Annotated[Text, Field(max_length=500)] | None,
+        Annotated[Text, Field(max_length=500, json_schema_extra=_PLACE)] | None,
         Field(
             description="A place in `input_state`, `output_state` or `metadata` that must be there.",
             examples=["input_state.topic", 'output_state.leads[0]["first name"]'],

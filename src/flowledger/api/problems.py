@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from flowledger import errors
 from flowledger.errors import FlowledgerError
@@ -18,7 +19,7 @@ _log = structlog.get_logger("flowledger.api")
 
 MEDIA_TYPE = "application/problem+json"
 
-_STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
+STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
     (errors.FeedbackNotAwaited, 400),
     (errors.NotAuthenticated, 401),
     (errors.PermissionRefused, 403),
@@ -42,6 +43,72 @@ _STATUSES: tuple[tuple[type[FlowledgerError], int], ...] = (
     (errors.SchemaTooOld, 503),
     (errors.SchemaTooNew, 503),
 )
+
+OF_HTTP: dict[str, tuple[int, str, str, str]] = {
+    "not_http": (
+        400,
+        "What came is no request.",
+        "This is no HTTP request.",
+        "Check the request line and headers.",
+    ),
+    "unreadable_body": (400, "The body is no text.", "the body cannot be read", "Send JSON in UTF-8."),
+    "not_found": (404, "There is no such path.", "there is nothing at ‹path›", "/docs shows what there is."),
+    "method_not_allowed": (
+        405,
+        "The path is there, and takes other methods: `Allow` tells which.",
+        "‹method› is not for ‹path›",
+        "Ask with ‹methods›.",
+    ),
+    "request_too_slow": (
+        408,
+        "Headers have 20 seconds to come, and a body 60.",
+        "the body did not come within 60 seconds",
+        "Send it at once.",
+    ),
+    "body_too_large": (
+        413,
+        "The body is larger than the server reads.",
+        "the body is larger than ‹bytes› bytes",
+        "Send less, or raise FLOWLEDGER_MAX_BODY_BYTES.",
+    ),
+    "not_json": (
+        415,
+        "The body is something else, or does not say what it is.",
+        "the body does not say that it is JSON",
+        "Send `Content-Type: application/json`.",
+    ),
+    "host_refused": (
+        421,
+        "The request was made to a name that the server does not answer to.",
+        "this name is not served here",
+        "Add it to FLOWLEDGER_ALLOWED_HOSTS.",
+    ),
+    "invalid_request": (
+        422,
+        "Fields or parameters do not fit. `faults` names each, and what is wrong with it.",
+        "The request does not fit its schema.",
+        "",
+    ),
+    "json_too_deep": (
+        422,
+        "The body is nested more deeply than the ledger can store.",
+        "the JSON is nested more than 100 levels deep",
+        "Flatten it.",
+    ),
+    "headers_too_large": (
+        431,
+        "The path with its query and the headers are larger than the server reads.",
+        "request line and headers are larger than 32,768 bytes",
+        "Send fewer or shorter headers, and a shorter query.",
+    ),
+    "internal": (
+        500,
+        "A fault of flowledger's own. `request` is the id under which its log has the story.",
+        "This is a fault of flowledger's own.",
+        "",
+    ),
+}
+"""What no error of the ledger's stands behind: code -> status, meaning, an example of its title and its remedy."""
 
 _PASSING = (429, 503)
 _RETRY_SECONDS = 5
@@ -83,7 +150,7 @@ async def _told(_: Request, error: FlowledgerError) -> JSONResponse:
 
 def told(error: FlowledgerError) -> JSONResponse:
     """The error as a problem."""
-    status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+    status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
     field = getattr(error, "field", None)
     answer = problem(status, error.code, error.title, remedy=error.hint or None, field=field)
     if status in _PASSING:
@@ -104,12 +171,33 @@ def told_invalid(error: RequestValidationError) -> JSONResponse:
     return problem(422, "invalid_request", "The request does not fit its schema.", faults=faults)
 
 
-async def _http(_: Request, error: HTTPException) -> JSONResponse:
-    return told_http(error)
+async def _http(request: Request, error: HTTPException) -> JSONResponse:
+    return told_http(request, error)
 
 
-def told_http(error: HTTPException) -> JSONResponse:
-    """What the framework itself refuses, as a problem."""
+def told_http(request: Request, error: HTTPException) -> JSONResponse:
+    """What no handler was asked, as a problem: the path, the method, or a body that is no text."""
+    if error.status_code == 404:
+        title, remedy = f"there is nothing at {request.url.path}", "/docs shows what there is."
+        return problem(404, "not_found", title, remedy=remedy)
+    if error.status_code == 405:
+        return _not_allowed(request)
+    if error.status_code == 400:
+        return problem(400, "unreadable_body", "the body cannot be read", remedy="Send JSON in UTF-8.", field="body")
     answer = problem(error.status_code, f"http_{error.status_code}", str(error.detail))
     answer.headers.update(error.headers or {})
+    return answer
+
+
+def _not_allowed(request: Request) -> JSONResponse:
+    """The router knows what the first route allows that has this path; there may be more of it."""
+    routes = request.app.router.routes
+    allowed = ", ".join(
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    )
+    title = f"{request.method} is not for {request.url.path}"
+    answer = problem(405, "method_not_allowed", title, remedy=f"Ask with {allowed}.")
+    answer.headers["Allow"] = allowed
     return answer

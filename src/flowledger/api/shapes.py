@@ -15,7 +15,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints
 
-from flowledger.domain.controls import LARGEST_BUDGET_TOKENS
+from flowledger.domain.controls import LARGEST_BUDGET_TOKENS, LONGEST_SECONDS
 from flowledger.domain.execution import EXECUTION_KEY_LENGTH, Execution
 from flowledger.domain.mode import Mode
 from flowledger.domain.priority import HIGHEST_PRIORITY
@@ -43,10 +43,12 @@ def in_utc(at: datetime) -> datetime:
 
 
 Utc = Annotated[datetime, AfterValidator(in_utc)]
-Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+ANY_TEXT = r"^[^\x00]*$"
+Text = Annotated[str, StringConstraints(pattern=ANY_TEXT)]
 """Postgres holds no NUL."""
 Money = Annotated[str, Field(description="USD, every digit.", examples=["0.0071"])]
 Sequence_ = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Seconds = Annotated[float, Strict(), Field(ge=0.001, le=LONGEST_SECONDS)]
 Json = Annotated[Any, Field(description='Any JSON. `{"$unreadable": why}` stands for what cannot be told here.')]
 ListedJson = Annotated[
     Any,
@@ -143,14 +145,32 @@ class ExecutionPage(Shape):
 class NewExecutionShape(Shape):
     """What to start. Only the flow is needed."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"flow": "board_brief"},
+                {
+                    "flow": "board_brief",
+                    "inputs": {"topic": "pricing"},
+                    "timeout_seconds": 600.0,
+                    "budget_usd": "0.50",
+                    "on_budget": "stop",
+                    "metadata": {"ticket": "OPS-17"},
+                },
+            ]
+        }
+    )
+
     flow: Annotated[Text, Field(min_length=1, max_length=100, description="The flow's key.")]
     inputs: Annotated[dict[str, Any], Field(description="Checked by the flow's schema.")] = {}
     execution_key: Annotated[
         Text | None, Field(min_length=1, max_length=EXECUTION_KEY_LENGTH, description="null: the ledger makes one.")
     ] = None
-    timeout_seconds: Annotated[float, Strict()] | None = None
+    timeout_seconds: Annotated[
+        Seconds | None, Field(description="How long it may run. null: as long as its flow may.")
+    ] = None
     queue_seconds: Annotated[
-        Annotated[float, Strict()] | None, Field(description="How long it may wait. null: as long as its flow may.")
+        Seconds | None, Field(description="How long it may wait. null: as long as its flow may.")
     ] = None
     priority: Annotated[
         Annotated[int, Strict(), Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)] | None,

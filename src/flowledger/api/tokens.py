@@ -7,10 +7,10 @@ from typing import Annotated, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Response
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from flowledger.api.asking import Asked
-from flowledger.api.shapes import Shape
+from flowledger.api.shapes import Shape, refusals
 from flowledger.domain.token import Scope, Secret, Token
 from flowledger.errors import TokenNotFound
 from flowledger.ledger import tokens
@@ -22,6 +22,10 @@ LONGEST_DAYS = 3650
 
 class NewTokenShape(Shape):
     """`expires_in_days` left out: it lasts until it is revoked."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "ci", "scopes": ["read"], "expires_in_days": 90}]}
+    )
 
     name: Annotated[str, Field(min_length=1, max_length=tokens.LONGEST_NAME)]
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=len(Scope))] = (Scope.RUN,)
@@ -73,7 +77,7 @@ async def create(asked: Asked, new: NewTokenShape) -> MadeTokenShape:
         return MadeTokenShape.made(*await tokens.create(session, new.name, new.scopes, new.lasts))
 
 
-@router.delete("/{id}", status_code=204)
+@router.delete("/{id}", status_code=204, responses=refusals(404))
 async def revoke(asked: Asked, id: UUID) -> Response:  # noqa: A002 - its name in the path
     """Ends one of the caller's tokens, at once."""
     async with asked.as_user.session() as session:

@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+BEGAN = time.monotonic()
+"""When the process did, before it knew what for."""
 
 COMMANDS = {
     "up": "Start everything here: embedded Postgres, a worker for this project and the API.",

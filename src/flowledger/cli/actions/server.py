@@ -11,8 +11,6 @@ from fastapi import FastAPI
 
 from flowledger.cli.flags import settings
 from flowledger.cli.opening import addresses
-from flowledger.database import migrate
-from flowledger.database.session import Claims, Database
 from flowledger.server import application, bound, fastest_loop, serving
 from flowledger.telemetry.logs import configure_logs
 
@@ -23,11 +21,10 @@ def server(**flags: Any) -> None:
     with addresses(chosen) as where:
         app = application(chosen, where.api)
         with closing(bound(chosen)) as taken, asyncio.Runner(loop_factory=fastest_loop()) as runner:
-            runner.run(_serve(app, taken, where.api))
+            runner.run(_serve(app, taken))
 
 
-async def _serve(app: FastAPI, taken: Any, conninfo: str) -> None:
-    await _require_current(conninfo)
+async def _serve(app: FastAPI, taken: Any) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -43,9 +40,3 @@ async def _serve(app: FastAPI, taken: Any, conninfo: str) -> None:
         waiting = asyncio.create_task(stopping.wait())
         await asyncio.wait((served, waiting), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
-
-
-async def _require_current(conninfo: str) -> None:
-    """As the server itself asks: its login may have no right but to become the roles."""
-    async with Database(conninfo, most_connections=1) as database, database.session(Claims.of_nobody()) as session:
-        await migrate.require_current_in(session)

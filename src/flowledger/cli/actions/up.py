@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import time
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from flowledger import __version__, registry
+from flowledger import __version__, cli, registry
 from flowledger.cli.actions.login import announced, link
 from flowledger.cli.actions.observing import Observers
 from flowledger.cli.actions.worker import work
@@ -28,7 +30,6 @@ from flowledger.telemetry.logs import configure_logs
 
 
 def up(**flags: Any) -> None:
-    began = time.monotonic()
     chosen = settings(**flags)
     observers = Observers(chosen)
     configure_logs(chosen.log_format, listeners=observers.listeners)
@@ -37,7 +38,7 @@ def up(**flags: Any) -> None:
         if where.embedded is None:
             migrate.migrate(where.owner)
         with announced(chosen, url_of(taken)):
-            asyncio.run(_serve_and_work(chosen, where, found, observers, taken, began))
+            asyncio.run(_serve_and_work(chosen, where, found, observers, taken))
 
 
 def _bound(chosen: Settings) -> socket.socket:
@@ -51,17 +52,28 @@ def _bound(chosen: Settings) -> socket.socket:
 
 
 async def _serve_and_work(
-    chosen: Settings, where: Addresses, found: Project, observers: Observers, taken: socket.socket, began: float
+    chosen: Settings, where: Addresses, found: Project, observers: Observers, taken: socket.socket
 ) -> None:
     app = application(chosen, where.api, has_login=True)
-    async with serving(app, taken):
+    async with _ended_by_sigterm(), serving(app, taken):
         url = url_of(taken)
-        entrance = await link(app.state.database, chosen, url) if app.state.has_login else f"{url}/docs"
-        _greet(where, found, entrance, time.monotonic() - began)
+        is_link = app.state.has_login
+        entrance = await link(app.state.database, chosen, url) if is_link else f"{url}/docs"
+        _greet(where, found, entrance, time.monotonic() - cli.BEGAN, is_link=is_link)
         await work(chosen, where, found, observers)
 
 
-def _greet(where: Addresses, found: Project, entrance: str, seconds: float) -> None:
+@asynccontextmanager
+async def _ended_by_sigterm() -> AsyncIterator[None]:
+    """Until the worker listens to signals itself: what has begun is brought to an end, and nothing is left behind."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    with suppress(asyncio.CancelledError):
+        yield
+
+
+def _greet(where: Addresses, found: Project, entrance: str, seconds: float, *, is_link: bool) -> None:
     postgres = where.embedded
     home = (
         f"embedded Postgres {postgres.version} in {postgres.data_dir}"
@@ -78,5 +90,6 @@ def _greet(where: Addresses, found: Project, entrance: str, seconds: float) -> N
     err.print(table)
     # On a line of its own, whole: a link that is cut opens nothing.
     err.print(Text.assemble(("\n  Open  ", "dim"), entrance))
-    err.print(Text("  Once, within 10 minutes; flowledger login  prints another.", "dim"))
+    if is_link:
+        err.print(Text("  Once, within 10 minutes; flowledger login  prints another.", "dim"))
     err.print(Text("\n  Ctrl-C stops; data stays.\n", "dim"))
