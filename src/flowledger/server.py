@@ -152,7 +152,7 @@ def url_of(taken: socket.socket) -> str:
 
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's where there is one: a quarter less CPU for each request. None: asyncio's own."""
-    return uvicorn.Config("").get_loop_factory()
+    return uvicorn.Config("", log_config=None).get_loop_factory()
 
 
 @asynccontextmanager

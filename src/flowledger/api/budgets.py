@@ -25,7 +25,7 @@ router = APIRouter(prefix="/budgets", tags=["budgets"])
 
 MOST_TOKENS = 10**15
 
-BudgetId = Annotated[int, Path(ge=1, le=2**63 - 1)]
+BudgetId = Annotated[int, Path(ge=1, le=2**63 - 1, description="As the list tells it.")]
 
 
 class WindowShape(Shape):

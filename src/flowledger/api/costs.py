@@ -12,7 +12,7 @@ from pydantic import Field
 
 from flowledger.api.answers import answered
 from flowledger.api.asking import Asked
-from flowledger.api.parameters import moment
+from flowledger.api.parameters import Moment, moment
 from flowledger.api.shapes import Money, Shape, Text, TokensShape, money, refusals
 from flowledger.domain.dimension import Dimension
 from flowledger.ledger import flows, spending
@@ -68,14 +68,12 @@ class CostParameters(Shape):
 
     by: Dimension = Dimension.FLOW
     since: Annotated[
-        Annotated[Text, Field(max_length=64)],
+        Moment,
         Field(description="From that day on: ISO 8601, or how long ago. Whole days, UTC.", examples=["30d"]),
     ] = "30d"
-    until: Annotated[
-        Annotated[Text, Field(max_length=64)] | None, Field(description="Before that moment; whole days, UTC.")
-    ] = None
+    until: Annotated[Moment | None, Field(description="Before that moment; whole days, UTC.")] = None
     flow: Annotated[Text, Field(max_length=100, description="The flow's key.")] | None = None
-    meeting: UUID | None = None
+    meeting: Annotated[UUID | None, Field(description="Of one board meeting only.")] = None
 
 
 @router.get("", response_model=CostsShape, responses=refusals(404))

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from flowledger.api.answers import answered
 from flowledger.api.asking import Asked
-from flowledger.api.parameters import Limit, moment
+from flowledger.api.parameters import Limit, Moment, moment
 from flowledger.api.shapes import Money, Shape, Text, Utc, money, refusals
 from flowledger.errors import InvalidInput
 from flowledger.ledger import failures, flows
@@ -54,10 +54,10 @@ class ErrorParameters(Shape):
     """Of when, and of which flow."""
 
     since: Annotated[
-        Annotated[Text, Field(max_length=64)],
+        Moment,
         Field(description="Failed then or later: ISO 8601, or how long ago.", examples=["7d"]),
     ] = "30d"
-    until: Annotated[Annotated[Text, Field(max_length=64)] | None, Field(description="Failed before.")] = None
+    until: Annotated[Moment | None, Field(description="Failed before.")] = None
     flow: Annotated[Text, Field(max_length=100, description="The flow's key.")] | None = None
     limit: Limit = 100
 

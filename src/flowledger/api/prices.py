@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints
 
 from flowledger.api.answers import NoParameters, answered
 from flowledger.api.asking import Asked
-from flowledger.api.parameters import moment
+from flowledger.api.parameters import Moment, moment
 from flowledger.api.shapes import Shape, Text, Utc, refusals
 from flowledger.domain import price
 from flowledger.domain.price import SeenModel, TeamPrice
@@ -26,6 +26,13 @@ router = APIRouter(prefix="/prices", tags=["prices"])
 
 Name = Annotated[Text, Field(min_length=1, max_length=200)]
 Usd = Annotated[str, StringConstraints(pattern=r"^([0-9]{1,6}(\.[0-9]{1,12})?|1000000)$")]
+Date = Annotated[
+    Text,
+    Field(
+        max_length=64,
+        json_schema_extra={"type": "string", "anyOf": [{"format": "date-time"}, {"format": "date"}]},
+    ),
+]
 Amount = Annotated[Usd | None, Field(description="USD per million tokens.", examples=["2.50"])]
 
 
@@ -57,9 +64,10 @@ class PriceParameters(Shape):
     """Of which models. Without `model`: of those that calls were made of since then, and of the team's own prices."""
 
     model: Annotated[Name | None, Field(description="Also one that no call was made of.", examples=["gpt-4o"])] = None
-    provider: Annotated[Name | None, Field(examples=["openai"])] = None
+    provider: Annotated[Name | None, Field(description="Whoever serves it.", examples=["openai"])] = None
     since: Annotated[
-        Annotated[Text, Field(max_length=64)], Field(description="ISO 8601, or how long ago.", examples=["30d"])
+        Moment,
+        Field(description="ISO 8601, or how long ago.", examples=["30d"]),
     ] = "30d"
 
 
@@ -68,9 +76,7 @@ class NewPriceShape(Shape):
 
     model: Name
     provider: Annotated[Name | None, Field(description="null: whoever serves the model.")] = None
-    since: Annotated[
-        Annotated[Text, Field(max_length=64)] | None, Field(description="For calls from then on; null: for all.")
-    ] = None
+    since: Annotated[Date | None, Field(description="For calls from then on; null: for all.")] = None
     input: Annotated[Usd, Field(description="USD per million tokens.", examples=["2.50"])]
     output: Annotated[Usd, Field(description="USD per million tokens.", examples=["10"])]
     cached_input: Amount = None
@@ -93,9 +99,9 @@ class RemovedShape(Shape):
 class PriceKey(Shape):
     """Which of the team's prices: there is one for each."""
 
-    model: Name
-    provider: Name | None = None
-    since: Annotated[Text, Field(max_length=64)] | None = None
+    model: Annotated[Name, Field(description="As it was set.")]
+    provider: Annotated[Name | None, Field(description="As it was set; none: whoever serves the model.")] = None
+    since: Annotated[Date | None, Field(description="As it was set; none: the one for all calls.")] = None
 
 
 @router.get("", response_model=PricesShape, responses=refusals())
