@@ -32,6 +32,11 @@ SENSE = {
     "rerun_execution": "inputs again",
     "show_execution_timeline": "spans have no `after`",
     "create_token": "a name may be taken",
+    "show_costs": "`until` comes after `since`",
+    "list_errors": "`until` comes after `since`",
+    "set_budget": "a scope needs whom it is for",
+    "set_price": "names are printable",
+    "remove_price": "names again",
 }
 """Where what fits its schema may make no sense, and is refused with 422; and why no schema can say so."""
 

@@ -33,6 +33,14 @@ FLOW = "board_brief"
 """As the document's own examples name it."""
 
 
+BY_CHANCE = {
+    "DELETE /api/v1/budgets/{id}": "a number that nobody guesses",
+    "DELETE /api/v1/prices": "a price that was set as it is taken away",
+    "POST /api/v1/crewai/{key}/resume": "nobody waits for an answer in this version",
+}
+"""Operations that a few examples need not come through, each with what it would take."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A server, and executions that it can tell of."""
@@ -89,23 +97,28 @@ def lasting(user: UUID, role: str = "authenticated") -> str:
     return signed(user, role=role, exp=int(datetime.now(UTC).timestamp()) + 36_000)
 
 
-def test_as_a_user_every_operation_keeps_its_word(stage, tmp_path):
-    told = stage.walked(lasting(ALICE), tmp_path)
-    assert told.failures == [], told.output
-    assert told.operations == len(list(operations(stage.server.app.openapi())))
-    assert [one for one, times in told.reached.items() if not times] == []
+@pytest.fixture(scope="module")
+def walks(stage, tmp_path_factory) -> dict[str, Walk]:
+    """Every phase as a user. In the short form an operator and nobody are spared the longest, which is the same."""
+    less = {} if SEED is None else {"phases": "examples,fuzzing,stateful"}
+    asked = {
+        "user": (lasting(ALICE), {}),
+        "operator": (lasting(CAROL, "service_role"), less),
+        "nobody": (None, less | ({} if SEED is None else {"examples": 1})),
+    }
+    return {who: stage.walked(token, tmp_path_factory.mktemp(who), **more) for who, (token, more) in asked.items()}
 
 
-def test_as_an_operator_every_operation_keeps_its_word(stage, tmp_path):
-    phases = {} if SEED is None else {"phases": "examples,fuzzing,stateful"}
-    told = stage.walked(lasting(CAROL, "service_role"), tmp_path, **phases)
-    assert told.failures == [], told.output
+@pytest.mark.parametrize("who", ["user", "operator", "nobody"])
+def test_every_operation_keeps_its_word(walks, who):
+    assert walks[who].failures == [], walks[who].output
 
 
-def test_as_nobody_every_operation_keeps_its_word(stage, tmp_path):
-    phases = {} if SEED is None else {"phases": "examples,fuzzing", "examples": 1}
-    told = stage.walked(None, tmp_path, **phases)
-    assert told.failures == [], told.output
+def test_every_operation_is_asked_and_comes_as_far_as_the_ledger(stage, walks):
+    every = [where for where, _ in operations(stage.server.app.openapi())]
+    assert {walk.operations for walk in walks.values()} == {len(every)}
+    reached = walks["user"].reached + walks["operator"].reached
+    assert [where for where in every if not reached[where] and where not in BY_CHANCE] == []
 
 
 class TestTheWalkFindsWhatItShould:

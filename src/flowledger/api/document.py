@@ -152,21 +152,22 @@ def _correct(operation: dict[str, Any]) -> None:
 def _link(made: dict[str, Any]) -> None:
     """From what tells of something to all that can be asked about it."""
     named = {operation["operationId"]: operation for _, operation in operations(made)}
-    for name, (status, parameter, place) in _LEADS.items():
+    for name, (status, parameter, place, below) in _LEADS.items():
         if name in named:
             named[name]["responses"][status]["links"] = {
                 operation["operationId"]: {"operationId": operation["operationId"], "parameters": {parameter: place}}
-                for path, operation in operations(made)
-                if f"{{{parameter}}}" in path
+                for where, operation in operations(made)
+                if f"{below}{{{parameter}}}" in where
             }
 
 
 _LEADS = {
-    "create_execution": ("201", "reference", "$response.body#/id"),
-    "list_executions": ("200", "reference", "$response.body#/executions/0/id"),
-    "list_flows": ("200", "key", "$response.body#/flows/0/flow_key"),
-    "create_token": ("201", "id", "$response.body#/id"),
+    "create_execution": ("201", "reference", "$response.body#/id", "/"),
+    "list_executions": ("200", "reference", "$response.body#/executions/0/id", "/"),
+    "list_flows": ("200", "key", "$response.body#/flows/0/flow_key", "/"),
+    "create_token": ("201", "id", "$response.body#/id", "/tokens/"),
 }
+"""Operation -> the answer that tells of something, the parameter that takes it, where it stands, below which path."""
 
 
 def _sendable(schema: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ _WHOSE = {"pattern": f"^(me|{_UUID})$"}
 _PLACE = {"pattern": f"^({'|'.join(_ROOTS)}){_STEPS}{{0,{_DEEPEST}}}$"}
 
 Moment = Annotated[Text, Field(max_length=64, json_schema_extra=_MOMENT)]
+"""ISO 8601, or how long ago: what `moment` reads."""
 Limit = Annotated[int, Field(ge=1, le=MOST_ROWS)]
 
 
