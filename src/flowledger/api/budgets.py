@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path
 from fastapi.responses import Response
-from pydantic import Field, Strict, StringConstraints
+from pydantic import ConfigDict, Field, Strict, StringConstraints
 
 from flowledger.api.answers import NoParameters, answered
 from flowledger.api.asking import Asked
@@ -65,6 +65,15 @@ class BudgetsShape(Shape):
 
 class NewBudgetShape(Shape):
     """What to limit: `usd`, `tokens`, or both. A window of users without a `user` is one of each of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"scope": "flow", "flow": "board_brief", "period": "day", "usd": "25"},
+                {"scope": "everything", "period": "month", "usd": "1000", "on_reach": "warn"},
+            ]
+        }
+    )
 
     scope: Scope
     flow: Annotated[Text, Field(min_length=1, max_length=100, description="With scope `flow`: its key.")] | None = None
