@@ -4,11 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# What breaks machines and measures patience wants them for itself.
-ALONE := tests/chaos tests/faults tests/survival
+# What breaks machines and measures patience: most of it waits, so two of them go side by side.
+PATIENT := tests/faults tests/survival
+# Fills both cores by itself.
+ALONE := tests/chaos
+
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check pgbouncer chaos contract soak bench lock schema docs clean
+.PHONY: help install demo up test check packages chaos contract soak bench lock schema docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -28,19 +32,20 @@ demo: $(READY) ## run the example flows on an embedded Postgres and print their 
 up: $(READY) ## embedded Postgres and a worker for the examples
 	$(BIN)/flowledger up --project examples
 
-test: $(READY) check pgbouncer ## everything that must hold before a change lands
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ALONE))
+test: $(READY) check packages ## everything that must hold before a change lands
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(addprefix --ignore=,$(PATIENT) $(ALONE))
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PATIENT)
 	$(BIN)/python -m pytest $(ALONE)
 
-# Not started as a service: the tests start one of their own.
-pgbouncer:
-	@if ! PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
-	      apt-get install -qq -y --no-install-recommends pgbouncer >/dev/null; \
-	  else \
-	    echo "pgbouncer is not installed: the tests through a pooler are skipped. apt-get install pgbouncer" >&2; \
-	  fi; \
+# Of the system: a pooler, which is not started as a service, and a browser.
+packages:
+	@missing=$$(PATH="$$PATH:/usr/sbin"; for one in pgbouncer chromium; do command -v $$one >/dev/null || echo $$one; done); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	else \
+	  echo "not installed, and the tests that need them are skipped: $$missing" >&2; \
 	fi
 
 chaos: $(READY) ## let everything go wrong for five minutes with five seeds, 50 rounds of fencing, a storm of requests
