@@ -53,7 +53,7 @@ chaos: $(READY) ## let everything go wrong for five minutes with five seeds, 50 
 	STORM_REQUESTS=10000 $(BIN)/python -m pytest tests/walls/test_storm.py -s
 	$(BIN)/python -m tests.chaos --seconds 300 --seeds 5
 
-contract: $(READY) ## ask every operation of the API a thousand times, as a user, an operator and nobody
+contract: $(READY) ## ask every operation of the API hundreds of times, as a user, an operator and nobody
 	CONTRACT_EXAMPLES=300 $(BIN)/python -m pytest tests/api/test_contract.py --timeout 3600 -s
 
 check: $(READY) ## format, lint, import contracts, types

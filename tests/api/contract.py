@@ -30,6 +30,7 @@ SENSE = {
     "export_executions": "`value` needs a `path`",
     "create_execution": "inputs are judged by the flow's schema; `on_budget` needs a budget",
     "rerun_execution": "inputs again",
+    "kickoff_crewai": "inputs again; an `Idempotency-Key` may have come with another request",
     "show_execution_timeline": "spans have no `after`",
     "create_token": "a name may be taken",
     "show_costs": "`until` comes after `since`",

@@ -36,6 +36,7 @@ FLOW = "board_brief"
 BY_CHANCE = {
     "DELETE /api/v1/budgets/{id}": "a number that nobody guesses",
     "DELETE /api/v1/prices": "a price that was set as it is taken away",
+    "PUT /api/v1/budgets": "a scope with what belongs to it",
     "POST /api/v1/crewai/{key}/resume": "nobody waits for an answer in this version",
 }
 """Operations that a few examples need not come through, each with what it would take."""
