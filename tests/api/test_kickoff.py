@@ -273,7 +273,7 @@ def test_a_body_that_is_no_json_and_a_flow_that_is_not_there_are_told_in_both_sh
         f"{AT}/kickoff", content=b'{"inputs": "\xff"}', headers={"Content-Type": "application/json"}
     )
     problem = refused(no_text, 400)
-    assert (problem["error"], problem["message"]) == ("Bad Request", "the body cannot be read. Send JSON in UTF-8")
+    assert (problem["error"], problem["message"]) == ("Invalid Request", "the body cannot be read. Send JSON in UTF-8")
     for answer in (
         as_alice.get("/api/v1/crewai/RESEARCHES/inputs"),
         as_alice.post("/api/v1/crewai/RESEARCHES/kickoff", json={"inputs": {}}),

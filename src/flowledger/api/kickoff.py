@@ -77,7 +77,7 @@ def _hosted(problem: JSONResponse) -> JSONResponse:
 
 
 _ERRORS = {
-    "http_400": "Invalid Request",
+    "unreadable_body": "Invalid Request",
     "execution_not_found": "Execution not found",
     "flow_not_found": "Flow not found",
     "feedback_not_awaited": "Invalid Request",

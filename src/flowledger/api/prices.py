@@ -26,11 +26,12 @@ router = APIRouter(prefix="/prices", tags=["prices"])
 
 Name = Annotated[Text, Field(min_length=1, max_length=200)]
 Usd = Annotated[str, StringConstraints(pattern=r"^([0-9]{1,6}(\.[0-9]{1,12})?|1000000)$")]
-Date = Annotated[
+Since = Annotated[
     Text,
     Field(
+        min_length=1,
         max_length=64,
-        json_schema_extra={"type": "string", "anyOf": [{"format": "date-time"}, {"format": "date"}]},
+        json_schema_extra={"anyOf": [{"format": "date-time"}, {"format": "date"}]},
     ),
 ]
 Amount = Annotated[Usd | None, Field(description="USD per million tokens.", examples=["2.50"])]
@@ -76,7 +77,7 @@ class NewPriceShape(Shape):
 
     model: Name
     provider: Annotated[Name | None, Field(description="null: whoever serves the model.")] = None
-    since: Annotated[Date | None, Field(description="For calls from then on; null: for all.")] = None
+    since: Annotated[Since | None, Field(description="For calls from then on; null: for all.")] = None
     input: Annotated[Usd, Field(description="USD per million tokens.", examples=["2.50"])]
     output: Annotated[Usd, Field(description="USD per million tokens.", examples=["10"])]
     cached_input: Amount = None
@@ -101,7 +102,7 @@ class PriceKey(Shape):
 
     model: Annotated[Name, Field(description="As it was set.")]
     provider: Annotated[Name | None, Field(description="As it was set; none: whoever serves the model.")] = None
-    since: Annotated[Date | None, Field(description="As it was set; none: the one for all calls.")] = None
+    since: Annotated[Since | None, Field(description="As it was set; none: the one for all calls.")] = None
 
 
 @router.get("", response_model=PricesShape, responses=refusals())
