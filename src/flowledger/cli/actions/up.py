@@ -85,7 +85,7 @@ def _greet(where: Addresses, found: Project, url: str, entrance: str, seconds: f
     table.add_column(style="dim")
     table.add_row("  Project", str(found.root))
     table.add_row("  Database", "flowledger db url  prints its address")
-    table.add_row("  API", f"export FLOWLEDGER_URL={url}  with a token by  flowledger tokens create NAME")
+    table.add_row("  API", f"{url}  for FLOWLEDGER_URL; flowledger tokens create NAME  prints a FLOWLEDGER_TOKEN")
     table.add_row("  Next", "flowledger flows list, then flowledger run FLOW")
     err.print()
     err.print(table)
