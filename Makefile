@@ -69,9 +69,10 @@ lock: ## choose the newest versions that pyproject.toml allows
 schema: $(READY) ## write the migration, the expected catalog and the schema pages that follow from sql/schema
 	$(BIN)/python scripts/schema.py
 
-docs: $(READY) ## write openapi.json and the reference pages that follow from the code
+docs: $(READY) ## write openapi.json, the reference pages and the synchronous client, which follow from the code
 	$(BIN)/python scripts/reference_pages.py
 	$(BIN)/python scripts/openapi.py
+	$(BIN)/python scripts/synchronous.py
 
 bench: $(READY) ## measure, and print the figures as a table
 	$(BIN)/python -m benchmarks

@@ -82,6 +82,9 @@ def _cli() -> list[str]:
         "`executions` may be written `ex`, `list` may be written `ls`. `flowledger --install-completion` teaches your",
         "shell the commands. A flag comes before the environment, which comes before `pyproject.toml`: see",
         "[settings](settings.md).",
+        "",
+        "With `--url`, or FLOWLEDGER_URL, commands that have the option ask through a server, as whoever `--token` or",
+        "FLOWLEDGER_TOKEN says; output and exit codes are the same. The others work on the database itself and refuse.",
     )
     lines += _table(
         ("Command", "What it does"),
@@ -381,8 +384,9 @@ _OTHER_TYPES = {
 def _errors() -> list[str]:
     lines = _page(
         "Errors",
-        "Two families. The first is what flowledger answers to you: on stderr, and under `--json` with its `code`. The",
-        "second is what a row says about an execution that did not complete: `error_type`.",
+        "Two families. The first is what flowledger answers to you: on stderr, under `--json` with its `code`, and as",
+        "errors of the [client](../how-to/client.md), all from `flowledger.errors`. The second is what a row says of",
+        "an execution that did not complete: `error_type`.",
     )
     lines += ["## What a command answers", ""]
     for kind in error_classes():

@@ -530,3 +530,121 @@ class BudgetUsedUp(FlowledgerError):
     @property
     def hint(self) -> str:
         return "Wait for the next window, or have an operator raise it: `flowledger budgets list`."
+
+
+# -- What a client meets ----------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class ServerUnreachable(FlowledgerError):
+    """Nobody answers at the server's address, or the answer broke off and was not to be had again."""
+
+    code = "server_unreachable"
+    address: str
+    reason: str
+
+    @property
+    def title(self) -> str:
+        return f"the server at {self.address} cannot be reached: {self.reason}"
+
+    @property
+    def hint(self) -> str:
+        return "Check FLOWLEDGER_URL, and that `flowledger up` or `flowledger server` runs there."
+
+
+@dataclass(eq=False)
+class UnexpectedAnswer(FlowledgerError):
+    """An answer of the server that this version has no error of its own for.
+
+    `problem` is the code that it gave, empty if it gave none. `request_id` finds it in the server's log.
+    """
+
+    code = "unexpected_answer"
+    status: int
+    problem: str
+    what: str
+    remedy: str = ""
+    request_id: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.what
+
+    @property
+    def hint(self) -> str:
+        found = f"Its log tells more about request {self.request_id}." if self.request_id else ""
+        return " ".join(part for part in (self.remedy, found) if part)
+
+
+@dataclass(eq=False)
+class NotCompleted(FlowledgerError):
+    """An execution that was waited for ended otherwise than completed. `execution` is its row."""
+
+    code = "not_completed"
+    execution: Any
+
+    @property
+    def title(self) -> str:
+        row = self.execution
+        told = f"{row.flow_key} {self._happened}: execution {row.execution_key}"
+        why = ": ".join(part for part in (row.error_type, row.error_message) if part)
+        return f"{told}, {why}" if why else told
+
+    @property
+    def hint(self) -> str:
+        return f"`flowledger executions show {self.execution.id} --timeline --error` tells more."
+
+    @property
+    def _happened(self) -> str:
+        return "did not complete"
+
+
+@dataclass(eq=False)
+class ExecutionFailed(NotCompleted):
+    """The execution that was waited for failed."""
+
+    code = "execution_failed"
+
+    @property
+    def _happened(self) -> str:
+        return "failed"
+
+
+@dataclass(eq=False)
+class ExecutionCancelled(NotCompleted):
+    """The execution that was waited for was cancelled."""
+
+    code = "execution_cancelled"
+
+    @property
+    def _happened(self) -> str:
+        return "was cancelled"
+
+
+@dataclass(eq=False)
+class ExecutionTimedOut(NotCompleted):
+    """The execution that was waited for reached its timeout, or waited too long for a worker."""
+
+    code = "execution_timed_out"
+
+    @property
+    def _happened(self) -> str:
+        return "ran out of time"
+
+
+@dataclass(eq=False)
+class StoppedWaiting(FlowledgerError):
+    """Whoever waited for an execution has no more patience; it goes on. `execution` is its row."""
+
+    code = "stopped_waiting"
+    execution: Any
+    seconds: float
+
+    @property
+    def title(self) -> str:
+        row = self.execution
+        return f"{row.flow_key} has not ended within {self.seconds:g} s: execution {row.execution_key}"
+
+    @property
+    def hint(self) -> str:
+        return f"It goes on: `flowledger executions watch {self.execution.id}`."

@@ -34,6 +34,10 @@ class Settings(BaseSettings):
         description="A direct URL for notifications if database_url is a pooler in transaction mode. None: the same.",
     )
     data_dir: Path = Field(Path(".flowledger"), description="Where the embedded Postgres and local identity live.")
+    url: str | None = Field(
+        None, description="A server through which commands ask, like https://flows.example.org. None: the database."
+    )
+    token: SecretStr | None = Field(None, description="Who asks that server: a personal token, or a JWT.")
     project: str | None = Field(
         None, description="The CrewAI project: a directory, .py or .yaml file, or module. None: the working directory."
     )

@@ -8,7 +8,11 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from flowledger.client import Client
+from flowledger.domain.timeline import Event, EventKind
+from flowledger.errors import ExecutionFailed
 from tests.acceptance.product import Product, WorkerProcess, wait_for
+from tests.api.serving import served, signed
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("worker")]
 
@@ -50,6 +54,19 @@ def test_only_the_one_who_started_it_sees_row_timeline_and_logs(product: Product
         for look in looks:
             assert alice.execute(look, (execution,)).fetchall(), look
             assert not bob.execute(look, (execution,)).fetchall(), look
+
+
+def test_a_program_runs_a_flow_with_the_client_and_sees_its_steps(product: Product) -> None:
+    events: list[Event] = []
+    with served(product.postgres) as server, Client(server.url, signed(ALICE)) as client:
+        execution = client.run("good", {"given": "client"}, timeout=30, on_event=events.append)
+        assert execution.output_state["result"]["given"] == "client"
+        assert execution.executed_by == ALICE
+        with pytest.raises(ExecutionFailed) as failed:
+            client.run("faulty", {"how": "raises"})
+    assert (events[0].kind, events[-1].kind) == (EventKind.FLOW_STARTED, EventKind.FLOW_FINISHED)
+    assert [event.sequence for event in events] == sorted({event.sequence for event in events})
+    assert failed.value.execution.error_type in str(failed.value)
 
 
 def test_user_can_neither_write_an_outcome_nor_act_as_somebody_else(product: Product) -> None:

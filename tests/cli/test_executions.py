@@ -155,14 +155,14 @@ def test_piped_list_is_tab_separated_without_heading_and_with_full_ids(ledger: L
     (failed,) = [cells for cells in lines if cells[0] == "failed"]
     assert failed[1] == str(ledger.failed)
     assert failed[3].endswith("Z")
-    assert failed[5:8] == ["1234", "0.5000", "manual"]
+    assert failed[5:8] == ["1234", "0.5", "manual"]
     assert failed[8] == "shop.NoStock: none left"
     assert "\x1b" not in done.stdout
 
 
 def test_money_in_json_is_a_string_and_times_are_utc(ledger: Ledger) -> None:
     row = ledger.product.json("executions", "show", ledger.completed)
-    assert row["cost_usd"] == "0.5000"
+    assert row["cost_usd"] == "0.5"
     assert row["completed_at"].endswith("Z")
     assert row["flow_key"] == "beta"
 

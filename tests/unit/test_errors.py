@@ -5,13 +5,38 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from uuid import UUID
 
 import pytest
 
 from flowledger import errors
 from flowledger.cli.exits import Exit, report
+from flowledger.domain.execution import Execution
+from flowledger.domain.mode import Mode
+from flowledger.domain.status import Status
 from flowledger.errors import FlowledgerError
 
+ENDED = Execution(
+    id=UUID(int=1),
+    flow_id=UUID(int=2),
+    execution_key="GREET-1",
+    input_state=None,
+    output_state=None,
+    status=Status.FAILED,
+    error_message="no such lead",
+    error_stack=None,
+    error_type="LookupError",
+    started_at=None,
+    completed_at=None,
+    duration_ms=None,
+    token_count=None,
+    cost_usd=None,
+    board_meeting_id=None,
+    executed_by=None,
+    execution_mode=Mode.MANUAL,
+    metadata=None,
+    flow_key="greet",
+)
 EVERY = (
     errors.InvalidInput("topic", "must be text", "Give words."),
     errors.FlowNotFound("godo", ("good", "goods")),
@@ -47,6 +72,14 @@ EVERY = (
     errors.QueueFull(10_000),
     errors.PriceNotFound("gpt-x"),
     errors.BudgetUsedUp("the day's budget of this flow is used up"),
+    errors.ServerUnreachable("http://localhost:8700", "refused"),
+    errors.UnexpectedAnswer(500, "internal", "this is a fault of the server's", "", "4711"),
+    errors.UnexpectedAnswer(502, "", "the server answered 502", "Look at it."),
+    errors.NotCompleted(ENDED),
+    errors.ExecutionFailed(ENDED),
+    errors.ExecutionCancelled(ENDED),
+    errors.ExecutionTimedOut(ENDED),
+    errors.StoppedWaiting(ENDED, 1.5),
 )
 SAID_ALONE = (errors.TransitionRefused,)
 
@@ -95,6 +128,10 @@ def test_error_leaves_with_its_exit_code_in_words_and_in_json(
         errors.ScopeRefused: Exit.NOT_PERMITTED,
         errors.OriginRefused: Exit.NOT_PERMITTED,
         errors.PermissionRefused: Exit.NOT_PERMITTED,
+        errors.ExecutionFailed: Exit.FAILED,
+        errors.ExecutionCancelled: Exit.CANCELLED,
+        errors.ExecutionTimedOut: Exit.TIMEOUT,
+        errors.StoppedWaiting: Exit.STOPPED_WAITING,
     }.get(type(error), Exit.ERROR)
     monkeypatch.setattr(sys, "argv", ["flowledger", "run"])
     assert report(error) == expected
@@ -105,6 +142,12 @@ def test_error_leaves_with_its_exit_code_in_words_and_in_json(
     assert report(error) == expected
     told = json.loads(capsys.readouterr().err)["error"]
     assert told == {"code": error.code, "message": error.title, "hint": error.hint}
+
+
+def test_an_execution_that_did_not_complete_is_told_with_flow_key_and_error() -> None:
+    told = str(errors.ExecutionFailed(ENDED))
+    assert told.startswith("greet failed: execution GREET-1, LookupError: no such lead. ")
+    assert str(ENDED.id) in told
 
 
 def test_fault_of_our_own_is_owned_up_to(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

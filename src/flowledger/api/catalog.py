@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Any, Self
 
 from flowledger.api.problems import OF_HTTP, STATUSES
@@ -51,7 +52,10 @@ class _Number(int):
 def _placeholder(name: str, kind: str) -> Any:
     if kind.startswith("tuple"):
         return (f"‹{name}›",)
-    if kind == "int":
+    if name == "execution" and kind == "Any":
+        told = ("flow_key", "execution_key", "error_type", "error_message", "id")
+        return SimpleNamespace(**{fact: f"‹{fact}›" for fact in told})
+    if kind in ("int", "float"):
         number = _Number(1)
         number.name = name
         return number

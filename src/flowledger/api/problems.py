@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 
 import structlog
@@ -152,7 +153,9 @@ def told(error: FlowledgerError) -> JSONResponse:
     """The error as a problem."""
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
     field = getattr(error, "field", None)
-    answer = problem(status, error.code, error.title, remedy=error.hint or None, field=field)
+    # With its facts the client makes the same error of it again.
+    facts = {fact.name: getattr(error, fact.name) for fact in fields(error)}  # type: ignore[arg-type]
+    answer = problem(status, error.code, error.title, remedy=error.hint or None, field=field, facts=facts)
     if status in _PASSING:
         answer.headers["Retry-After"] = str(getattr(error, "seconds", _RETRY_SECONDS))
     return answer

@@ -436,6 +436,7 @@ class ProblemShape(BaseModel):
     remedy: str | None = None
     field: str | None = None
     faults: list[FaultShape] | None = None
+    facts: Annotated[dict[str, Any] | None, Field(description="What is told of by name, for programs.")] = None
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:

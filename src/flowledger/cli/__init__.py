@@ -66,7 +66,34 @@ class _Lazy(TyperCommand):
 
     def loaded(self) -> Any:
         """The command itself, with all that it declares."""
-        return typer.main.get_command(importlib.import_module(f"flowledger.cli.{self.name}").app)
+        command = typer.main.get_command(importlib.import_module(f"flowledger.cli.{self.name}").app)
+        for leaf in getattr(command, "commands", {"": command}).values():
+            _refuse_servers(leaf)
+        return command
+
+
+def _refuse_servers(command: Any) -> None:
+    """A command that does not know `--url` says why, rather than that there is no such option."""
+    if any("--url" in param.opts for param in command.params):
+        return
+    refusing = typer.Typer(add_completion=False)
+    refusing.command()(_without_server)
+    (option,) = typer.main.get_command(refusing).params
+    option.expose_value = False
+    command.params.append(option)
+
+
+def _no_server(given: str | None) -> None:
+    if given is not None:
+        from flowledger.cli.opening import NO_SERVER
+
+        raise NO_SERVER
+
+
+def _without_server(
+    url: Annotated[str | None, typer.Option("--url", hidden=True, is_eager=True, callback=_no_server)] = None,
+) -> None:
+    """Declares the option for commands that refuse it."""
 
 
 def _complete_without_rich() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flowledger.cli.options import DatabaseOption, DataOption, JsonOption
+from flowledger.cli.options import DatabaseOption, DataOption, JsonOption, TokenOption, UrlOption
 from flowledger.domain.dimension import Dimension
 
 app = typer.Typer(add_completion=False)
@@ -21,10 +21,22 @@ def costs(
     ] = None,
     flow: Annotated[str | None, typer.Option(help="Flow key.", show_default=False)] = None,
     as_json: JsonOption = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
     database_url: DatabaseOption = None,
     data: DataOption = None,
 ) -> None:
     """What was spent: executions, LLM calls, tokens and dollars, the dearest first."""
     from flowledger.cli.actions import costs
 
-    costs.costs(by=by, since=since, until=until, flow=flow, as_json=as_json, database_url=database_url, data_dir=data)
+    costs.costs(
+        by=by,
+        since=since,
+        until=until,
+        flow=flow,
+        as_json=as_json,
+        url=url,
+        token=token,
+        database_url=database_url,
+        data_dir=data,
+    )

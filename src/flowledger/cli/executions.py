@@ -16,6 +16,8 @@ from flowledger.cli.options import (
     PairsOption,
     ProjectOption,
     PythonOption,
+    TokenOption,
+    UrlOption,
     offering,
 )
 from flowledger.domain.mode import Mode
@@ -58,6 +60,8 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
     after: Annotated[str | None, typer.Option(help="`next` of the page before.", show_default=False)] = None,
     as_json: JsonOption = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
     database_url: DatabaseOption = None,
     data: DataOption = None,
 ) -> None:
@@ -75,6 +79,8 @@ def list_(
         limit=limit,
         after=after,
         as_json=as_json,
+        url=url,
+        token=token,
         database_url=database_url,
         data_dir=data,
     )
@@ -89,6 +95,8 @@ def show(
     timeline: Annotated[bool, typer.Option("--timeline", help="What happened inside, as a tree.")] = False,
     usage: Annotated[bool, typer.Option("--usage", help="LLM calls with tokens, price and cost.")] = False,
     as_json: JsonOption = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
     database_url: DatabaseOption = None,
     data: DataOption = None,
 ) -> None:
@@ -103,6 +111,8 @@ def show(
         timeline=timeline,
         usage=usage,
         as_json=as_json,
+        url=url,
+        token=token,
         database_url=database_url,
         data_dir=data,
     )
@@ -113,13 +123,23 @@ def watch(
     reference: Reference = "@last",
     timeout: Annotated[str | None, typer.Option(help="How long to wait, such as 5m.", show_default=False)] = None,
     as_json: JsonOption = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
     database_url: DatabaseOption = None,
     data: DataOption = None,
 ) -> None:
     """Follow an execution until it has ended; exits by its outcome."""
     from flowledger.cli.actions import executions
 
-    executions.watch(reference=reference, timeout=timeout, as_json=as_json, database_url=database_url, data_dir=data)
+    executions.watch(
+        reference=reference,
+        timeout=timeout,
+        as_json=as_json,
+        url=url,
+        token=token,
+        database_url=database_url,
+        data_dir=data,
+    )
 
 
 @app.command()
@@ -127,13 +147,23 @@ def logs(
     reference: Reference = "@last",
     follow_: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the execution has ended.")] = False,
     as_json: JsonOption = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
     database_url: DatabaseOption = None,
     data: DataOption = None,
 ) -> None:
     """What the flow wrote to stdout and stderr, each on its own stream; with --json one object a line."""
     from flowledger.cli.actions import executions
 
-    executions.logs(reference=reference, follow_=follow_, as_json=as_json, database_url=database_url, data_dir=data)
+    executions.logs(
+        reference=reference,
+        follow_=follow_,
+        as_json=as_json,
+        url=url,
+        token=token,
+        database_url=database_url,
+        data_dir=data,
+    )
 
 
 @app.command()
@@ -145,6 +175,8 @@ def rerun(
     as_json: JsonOption = False,
     project: ProjectOption = None,
     python: PythonOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
     database_url: DatabaseOption = None,
     data: DataOption = None,
 ) -> None:
@@ -159,6 +191,8 @@ def rerun(
         as_json=as_json,
         project=project,
         python=python,
+        url=url,
+        token=token,
         database_url=database_url,
         data_dir=data,
     )
@@ -171,13 +205,23 @@ def cancel(
     ],
     reason: Annotated[str | None, typer.Option(help="Kept with the execution.", show_default=False)] = None,
     as_json: JsonOption = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
     database_url: DatabaseOption = None,
     data: DataOption = None,
 ) -> None:
     """End executions: a pending one at once, a running one as soon as its worker has killed it."""
     from flowledger.cli.actions import executions
 
-    executions.cancel(references=references, reason=reason, as_json=as_json, database_url=database_url, data_dir=data)
+    executions.cancel(
+        references=references,
+        reason=reason,
+        as_json=as_json,
+        url=url,
+        token=token,
+        database_url=database_url,
+        data_dir=data,
+    )
 
 
 @app.command()

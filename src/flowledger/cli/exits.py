@@ -19,7 +19,10 @@ from flowledger.domain.status import Status
 from flowledger.errors import (
     AmbiguousReference,
     BudgetNotFound,
+    ExecutionCancelled,
+    ExecutionFailed,
     ExecutionNotFound,
+    ExecutionTimedOut,
     FlowledgerError,
     FlowNotFound,
     InvalidInput,
@@ -29,6 +32,7 @@ from flowledger.errors import (
     PriceNotFound,
     ProjectNotFound,
     ScopeRefused,
+    StoppedWaiting,
     TokenNotFound,
 )
 
@@ -68,6 +72,10 @@ _ERRORS: tuple[tuple[tuple[type[FlowledgerError], ...], Exit], ...] = (
     ),
     ((PermissionRefused, NotAuthenticated, ScopeRefused, OriginRefused), Exit.NOT_PERMITTED),
     ((InvalidInput,), Exit.USAGE),
+    ((ExecutionFailed,), Exit.FAILED),
+    ((ExecutionCancelled,), Exit.CANCELLED),
+    ((ExecutionTimedOut,), Exit.TIMEOUT),
+    ((StoppedWaiting,), Exit.STOPPED_WAITING),
 )
 
 

@@ -14,8 +14,9 @@ from flowledger.settings import Settings
 
 def settings(**flags: Any) -> Settings:
     """Settings with these flags before everything else; a flag that is None does not count. Raises InvalidInput."""
+    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        return _to_one_place(Settings(**given), given)
     except ValidationError as invalid:
         first = invalid.errors()[0]
         raise InvalidInput(
@@ -23,6 +24,19 @@ def settings(**flags: Any) -> Settings:
             first["msg"],
             "docs/reference/settings.md lists every setting.",
         ) from invalid
+
+
+def _to_one_place(chosen: Settings, given: dict[str, Any]) -> Settings:
+    """A database or project that is named on the command line comes before a server that the environment names."""
+    of_here = next((flag for name, flag in _OF_HERE.items() if name in given), None)
+    if of_here is None:
+        return chosen
+    if "url" in given:
+        raise InvalidInput("--url", f"cannot be given together with {of_here}", "Use one of them.")
+    return chosen.model_copy(update={"url": None})
+
+
+_OF_HERE = {"database_url": "--database-url", "data_dir": "--data", "project": "--project", "python": "--python"}
 
 
 def moment(text: str | None, field: str, *, zone: tzinfo | None = None) -> datetime | None:

@@ -1,4 +1,4 @@
-"""`flowledger flows`: list, show, graph, schema of the project's; status, pause, resume of the ledger's."""
+"""`flowledger flows`: list, show, graph, schema of a project's or server's; status, pause, resume of the ledger's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from flowledger.cli.options import DatabaseOption, DataOption, JsonOption, ProjectOption, PythonOption, offering
+from flowledger.cli.options import (
+    DatabaseOption,
+    DataOption,
+    JsonOption,
+    ProjectOption,
+    PythonOption,
+    TokenOption,
+    UrlOption,
+    offering,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -20,19 +29,32 @@ Key = Annotated[str, typer.Argument(metavar="FLOW", help="The flow's key.", show
 
 @app.command("list")
 @app.command("ls", hidden=True)
-def list_(as_json: JsonOption = False, project: ProjectOption = None, python: PythonOption = None) -> None:
+def list_(
+    as_json: JsonOption = False,
+    project: ProjectOption = None,
+    python: PythonOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+) -> None:
     """The flows of the project; broken modules are listed beside the good ones. Exits 1 if there are any."""
     from flowledger.cli.actions import flows
 
-    flows.list_(as_json=as_json, project=project, python=python)
+    flows.list_(as_json=as_json, project=project, python=python, url=url, token=token)
 
 
 @app.command()
-def show(name: Name, as_json: JsonOption = False, project: ProjectOption = None, python: PythonOption = None) -> None:
+def show(
+    name: Name,
+    as_json: JsonOption = False,
+    project: ProjectOption = None,
+    python: PythonOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+) -> None:
     """One flow: description, graph, the limits that apply, inputs and where it is."""
     from flowledger.cli.actions import flows
 
-    flows.show(name=name, as_json=as_json, project=project, python=python)
+    flows.show(name=name, as_json=as_json, project=project, python=python, url=url, token=token)
 
 
 @app.command()
@@ -44,27 +66,41 @@ def graph(
     as_json: JsonOption = False,
     project: ProjectOption = None,
     python: PythonOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
 ) -> None:
     """How the flow's methods hang together, routers with their labels."""
     from flowledger.cli.actions import flows
 
-    flows.graph(name=name, format_=format_, as_json=as_json, project=project, python=python)
+    flows.graph(name=name, format_=format_, as_json=as_json, project=project, python=python, url=url, token=token)
 
 
 @app.command()
-def schema(name: Name, project: ProjectOption = None, python: PythonOption = None) -> None:
+def schema(
+    name: Name,
+    project: ProjectOption = None,
+    python: PythonOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+) -> None:
     """The JSON Schema of the flow's inputs; `{}` when it takes anything."""
     from flowledger.cli.actions import flows
 
-    flows.schema(name=name, project=project, python=python)
+    flows.schema(name=name, project=project, python=python, url=url, token=token)
 
 
 @app.command()
-def status(as_json: JsonOption = False, database_url: DatabaseOption = None, data: DataOption = None) -> None:
+def status(
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    database_url: DatabaseOption = None,
+    data: DataOption = None,
+) -> None:
     """What the ledger's flows do now: what waits, what runs, what is paused and why."""
     from flowledger.cli.actions import flows
 
-    flows.status(as_json=as_json, database_url=database_url, data_dir=data)
+    flows.status(as_json=as_json, url=url, token=token, database_url=database_url, data_dir=data)
 
 
 @app.command()
@@ -72,18 +108,27 @@ def pause(
     key: Key,
     reason: Annotated[str | None, typer.Option(help="Kept with the flow and shown.", show_default=False)] = None,
     as_json: JsonOption = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
     database_url: DatabaseOption = None,
     data: DataOption = None,
 ) -> None:
     """Let nothing of a flow start. What runs goes on; what is asked for waits."""
     from flowledger.cli.actions import flows
 
-    flows.pause(key=key, reason=reason, as_json=as_json, database_url=database_url, data_dir=data)
+    flows.pause(key=key, reason=reason, as_json=as_json, url=url, token=token, database_url=database_url, data_dir=data)
 
 
 @app.command()
-def resume(key: Key, as_json: JsonOption = False, database_url: DatabaseOption = None, data: DataOption = None) -> None:
+def resume(
+    key: Key,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    database_url: DatabaseOption = None,
+    data: DataOption = None,
+) -> None:
     """Let a paused flow start again, whoever paused it."""
     from flowledger.cli.actions import flows
 
-    flows.resume(key=key, as_json=as_json, database_url=database_url, data_dir=data)
+    flows.resume(key=key, as_json=as_json, url=url, token=token, database_url=database_url, data_dir=data)

@@ -9,12 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from flowledger.cli.desk import Desk
+from flowledger.cli.here import Here
+from flowledger.cli.served import Served
+from flowledger.client import AsyncClient
 from flowledger.database import migrate
 from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.database.session import Claims, Database, checked, connected, password
+from flowledger.errors import InvalidInput
 from flowledger.settings import Settings
 from flowledger.telemetry.destination import header_values
 from flowledger.worker.served import Surroundings
+
+NO_SERVER = InvalidInput(
+    "--url",
+    "this command works on the database itself and cannot go through a server",
+    "Run it where the database can be reached, without --url and FLOWLEDGER_URL.",
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,11 @@ class Addresses:
 def addresses(settings: Settings) -> Iterator[Addresses]:
     """The named database; else the embedded Postgres, started if need be and with its schema brought up to date.
 
-    Raises DatabaseUnreachable, EmbeddedPostgresFailed, SchemaTooNew.
+    Raises DatabaseUnreachable, EmbeddedPostgresFailed, SchemaTooNew; and InvalidInput where a server is named, lest a
+    command does here what was meant for there.
     """
+    if settings.url is not None:
+        raise NO_SERVER
     if settings.database_url is not None:
         url = checked(settings.database_url.get_secret_value())
         yield Addresses(url, url, url, None)
@@ -66,6 +80,27 @@ async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
         require_current(where)
         async with Database(where.api, most_connections=2) as database:
             yield Ledger(database, where, Claims(local_user(settings)), Claims.of_operator())
+
+
+@asynccontextmanager
+async def desk(settings: Settings) -> AsyncIterator[Desk]:
+    """Where the command asks: the named server, else the ledger itself. Raises also InvalidInput for a bad address."""
+    if settings.url is None:
+        async with ledger(settings) as open_ledger:
+            yield Here(open_ledger)
+    else:
+        async with server(settings) as served:
+            yield served
+
+
+@asynccontextmanager
+async def server(settings: Settings) -> AsyncIterator[Served]:
+    """The named server. Raises ServerUnreachable, InvalidInput."""
+    token = None if settings.token is None else settings.token.get_secret_value()
+    async with AsyncClient(settings.url, token) as client:
+        # A wrong address is told at once; a server that was there may be away for a while.
+        await client.ping()
+        yield Served(client)
 
 
 def local_user(settings: Settings) -> UUID:

@@ -25,6 +25,20 @@ DataOption = Annotated[
     Path | None,
     typer.Option("--data", help="Directory of the embedded Postgres. Default: .flowledger", show_default=False),
 ]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url", help="Ask through this server. Default: FLOWLEDGER_URL, else the database.", show_default=False
+    ),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        help="Who asks the server. FLOWLEDGER_TOKEN keeps it out of the list of processes.",
+        show_default=False,
+    ),
+]
 SlotsOption = Annotated[
     int | None, typer.Option("--slots", min=1, max=512, help="Executions to run side by side.", show_default=False)
 ]

@@ -22,6 +22,7 @@ from rich.text import Text
 from flowledger.domain.duration import format_duration
 from flowledger.domain.execution import Execution
 from flowledger.domain.status import Status
+from flowledger.domain.usage import exact_text
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -102,7 +103,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, Decimal):
-        return f"{value:f}"
+        return exact_text(value)
     if isinstance(value, UUID):
         return str(value)
     return value
@@ -153,7 +154,7 @@ def write_executions(executions: Sequence[Execution]) -> None:
                 local_time(execution.started_at) if eyes else _iso(execution.started_at),
                 format_duration(execution.duration_ms) if eyes else str(execution.duration_ms or ""),
                 tokens(execution.token_count) if eyes else str(execution.token_count or ""),
-                cost(execution) if eyes else str(execution.cost_usd or ""),
+                cost(execution) if eyes else str(plain(execution.cost_usd) or ""),
                 str(execution.execution_mode),
                 _why(execution),
             )

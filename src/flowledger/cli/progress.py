@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from uuid import UUID
 
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from flowledger.cli.opening import Ledger
+from flowledger.cli.desk import Desk
 from flowledger.cli.output import cost, err, exact_money, first_line, short_id, status_text, tokens
 from flowledger.domain.duration import format_duration
 from flowledger.domain.execution import Execution
 from flowledger.domain.status import Status
 from flowledger.domain.timeline import Event, EventKind
 from flowledger.domain.usage import PricedCall
-from flowledger.ledger import executions, timeline, usage
 
-_LOOK_SECONDS = 0.1
 _FRAMES_PER_SECOND = 8
 _DEEPEST = 50
 
@@ -125,36 +122,34 @@ class Progress:
         return self._steps.get(sequence or 0)
 
 
-async def follow(ledger: Ledger, execution: Execution, *, quiet: bool = False, until: float | None = None) -> Execution:
+async def follow(desk: Desk, execution: Execution, *, quiet: bool = False, until: float | None = None) -> Execution:
     """Shows the execution until it has ended and answers with its row; on a terminal live, else a line for each step.
 
     `until`: how many seconds to wait; None waits for ever. What still runs by then is answered as it is.
     """
     progress = Progress()
     if quiet:
-        return await _watch(ledger, execution.id, progress, lambda: None, until)
+        return await _watch(desk, execution, progress, lambda: None, until)
     err.print(Text.assemble((execution.flow_key, "bold"), "  ", (short_id(execution.id), "dim")))
     if not err.is_terminal:
-        return await _watch(ledger, execution.id, progress, lambda: _tell(progress), until)
+        return await _watch(desk, execution, progress, lambda: _tell(progress), until)
     with Live(console=err, refresh_per_second=_FRAMES_PER_SECOND, get_renderable=lambda: _picture(progress)):
-        return await _watch(ledger, execution.id, progress, lambda: None, until)
+        return await _watch(desk, execution, progress, lambda: None, until)
 
 
 async def _watch(
-    ledger: Ledger, execution: UUID, progress: Progress, looked: Callable[[], object], until: float | None
+    desk: Desk, execution: Execution, progress: Progress, looked: Callable[[], object], until: float | None
 ) -> Execution:
-    give_up_at = None if until is None else asyncio.get_running_loop().time() + until
-    while True:
-        async with ledger.database.session(ledger.operator) as session:
-            # Read first: events and calls are written before the row ends, so a row that has ended has all of them.
-            row = await executions.find(session, ledger.operator, str(execution))
-            events = await timeline.read(session, execution, after=progress.sequence)
-            calls = await usage.read(session, execution) if events or row.status.is_terminal else []
-        progress.take(events, calls)
-        looked()
-        if row.status.is_terminal or (give_up_at and asyncio.get_running_loop().time() > give_up_at):
-            return row
-        await asyncio.sleep(_LOOK_SECONDS)
+    row = execution
+    async with aclosing(desk.nudges(execution.id, until)) as nudges:
+        async for _ in nudges:
+            look = await desk.look(execution.id, after=progress.sequence)
+            row = look.execution
+            progress.take(look.events, look.calls)
+            looked()
+            if row.status.is_terminal:
+                break
+    return row
 
 
 def summary(execution: Execution) -> Text:

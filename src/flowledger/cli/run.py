@@ -15,6 +15,8 @@ from flowledger.cli.options import (
     PairsOption,
     ProjectOption,
     PythonOption,
+    TokenOption,
+    UrlOption,
 )
 from flowledger.domain.priority import HIGHEST_PRIORITY
 from flowledger.domain.reach import OnReach
@@ -64,6 +66,8 @@ def run(
     as_json: JsonOption = False,
     project: ProjectOption = None,
     python: PythonOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
     database_url: DatabaseOption = None,
     data: DataOption = None,
 ) -> None:
@@ -86,6 +90,8 @@ def run(
         as_json=as_json,
         project=project,
         python=python,
+        url=url,
+        token=token,
         database_url=database_url,
         data_dir=data,
     )

@@ -1,1 +1,47 @@
-"""The SDK: speaks HTTP to a flowledger server, and shares nothing with it but domain and errors."""
+"""Speaks to a flowledger server over HTTP: `Client` for whoever waits, `AsyncClient` for asyncio.
+
+It shares `flowledger.domain` and `flowledger.errors` with the server and nothing else, so that it runs where no
+database is.
+"""
+
+from flowledger.client.answers import (
+    CancelAnswer,
+    Cancellation,
+    Comparison,
+    Costs,
+    ErrorGroup,
+    ErrorGroups,
+    ExecutionPage,
+    FlowPage,
+    ListedFlow,
+    MadeToken,
+    Spans,
+    Spent,
+    States,
+    Transition,
+    WholeExecution,
+    WholeFlow,
+)
+from flowledger.client.asynchronous.client import AsyncClient
+from flowledger.client.synchronous.client import Client
+
+__all__ = [
+    "AsyncClient",
+    "CancelAnswer",
+    "Cancellation",
+    "Client",
+    "Comparison",
+    "Costs",
+    "ErrorGroup",
+    "ErrorGroups",
+    "ExecutionPage",
+    "FlowPage",
+    "ListedFlow",
+    "MadeToken",
+    "Spans",
+    "Spent",
+    "States",
+    "Transition",
+    "WholeExecution",
+    "WholeFlow",
+]

@@ -8,26 +8,20 @@ from typing import Any
 
 from rich.text import Text
 
-from flowledger.cli.actions.reading import with_ledger
+from flowledger.cli.actions.reading import with_desk
 from flowledger.cli.flags import moment, settings
-from flowledger.cli.opening import Ledger
 from flowledger.cli.output import err, money, out, plain, tokens, write_json, write_table
 from flowledger.domain.dimension import Dimension
 from flowledger.domain.usage import exact_text
 from flowledger.errors import InvalidInput
-from flowledger.ledger import flows, spending
-from flowledger.ledger.spending import Days, Of, Spent
+from flowledger.ledger import spending
+from flowledger.ledger.spending import Days, Spent
 
 
 def costs(*, by: Dimension, since: str, until: str | None, flow: str | None, as_json: bool, **flags: Any) -> None:
     chosen, days = settings(**flags), _days(since, until)
 
-    async def read(open_ledger: Ledger) -> list[Spent]:
-        async with open_ledger.database.session(open_ledger.operator) as session:
-            narrowed = None if flow is None else await flows.find(session, flow)
-            return await spending.by(session, open_ledger.operator, by, days, of=Of(flow=narrowed))
-
-    found = with_ledger(chosen, read)
+    found = with_desk(chosen, lambda desk: desk.costs(by, days, flow))
     total = spending.total(found)
     if as_json:
         write_json(

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowledger.cli.actions.reading import with_ledger
+from flowledger.cli.actions.reading import with_desk
 from flowledger.cli.flags import moment, settings
-from flowledger.cli.opening import Ledger
 from flowledger.cli.output import local_time, money, out, plain, short_id, tokens, write_json, write_table
-from flowledger.ledger import failures, flows
 from flowledger.ledger.failures import Failures
 
 
 def errors(*, since: str, flow: str | None, as_json: bool, **flags: Any) -> None:
     begin = moment(since, "--since")
 
-    async def read(open_ledger: Ledger) -> list[Failures]:
-        async with open_ledger.database.session(open_ledger.operator) as session:
-            narrowed = None if flow is None else await flows.find(session, flow)
-            return await failures.groups(session, open_ledger.operator, since=begin, flow=narrowed)
-
-    found = with_ledger(settings(**flags), read)
+    found = with_desk(settings(**flags), lambda desk: desk.failures(begin, flow))
     if as_json:
         write_json(found)
         return

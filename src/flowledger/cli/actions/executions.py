@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any, Literal
 from uuid import UUID
 
 import typer
@@ -16,10 +16,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from flowledger.cli.actions.reading import find, statuses, with_ledger
+from flowledger.cli.actions.reading import find, statuses, with_desk
+from flowledger.cli.desk import Desk, Inside, Wanted
 from flowledger.cli.exits import OUTCOMES, Exit
 from flowledger.cli.flags import moment, seconds, settings
-from flowledger.cli.opening import Ledger
 from flowledger.cli.output import (
     cost,
     err,
@@ -37,13 +37,8 @@ from flowledger.cli.timeline import timeline_table, told, usage_table
 from flowledger.domain.duration import format_duration
 from flowledger.domain.execution import Execution
 from flowledger.domain.mode import Mode
-from flowledger.domain.timeline import Event
-from flowledger.domain.usage import PricedCall
 from flowledger.errors import InvalidInput
-from flowledger.ledger import executions
-from flowledger.ledger import timeline as timelines
-from flowledger.ledger import usage as usages
-from flowledger.ledger.executions import Filters, Place, Rerun, Transition
+from flowledger.ledger.executions import Transition
 from flowledger.ledger.usage import Repricing
 
 _SHOWN_CHARACTERS = 2000
@@ -63,50 +58,22 @@ def list_(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    chosen = settings(**flags)
-    place = Place.parse(after) if after else None
-
-    async def page(open_ledger: Ledger) -> list[Execution]:
-        filters = Filters(
-            statuses=statuses(status),
-            flow_key=flow,
-            mode=mode,
-            since=moment(since, "--since"),
-            until=moment(until, "--until"),
-            meeting=meeting,
-            by=_user(by, open_ledger),
-        )
-        async with open_ledger.database.session(open_ledger.operator) as session:
-            return await executions.list_(session, open_ledger.operator, filters, limit=limit, after=place)
-
-    found = with_ledger(chosen, page)
-    following = _place_after(found, limit)
+    wanted = Wanted(
+        statuses=statuses(status),
+        flow_key=flow,
+        mode=mode,
+        since=moment(since, "--since"),
+        until=moment(until, "--until"),
+        meeting=meeting,
+        by=_user(by),
+    )
+    found = with_desk(settings(**flags), lambda desk: desk.page(wanted, limit=limit, after=after))
     if as_json:
-        write_json({"executions": found, "next": following and str(following)})
+        write_json({"executions": found.executions, "next": found.next})
         return
-    write_executions(found)
-    if following:
-        err.print(Text(f"more: --after {following}", "dim"))
-
-
-@dataclass(frozen=True)
-class _Inside:
-    """An execution and what belongs to it, as far as it was asked for."""
-
-    execution: Execution
-    transitions: list[Transition]
-    links: list[Rerun]
-    events: list[Event]
-    calls: list[PricedCall]
-    repricings: list[Repricing]
-
-    @property
-    def repeats(self) -> Rerun | None:
-        return next((link for link in self.links if link.execution_id == self.execution.id), None)
-
-    @property
-    def repeated_by(self) -> list[Rerun]:
-        return [link for link in self.links if link.of_execution == self.execution.id]
+    write_executions(found.executions)
+    if found.next:
+        err.print(Text(f"more: --after {found.next}", "dim"))
 
 
 def show(
@@ -120,11 +87,12 @@ def show(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    async def read(open_ledger: Ledger) -> _Inside:
+    async def read(desk: Desk) -> Inside:
+        execution = await find(desk, reference)
         # A timeline shows the tokens and cost of its calls too.
-        return await _inside(open_ledger, reference, transitions=transitions, events=timeline, calls=timeline or usage)
+        return await desk.inside(execution.id, transitions=transitions, events=timeline, calls=timeline or usage)
 
-    inside = with_ledger(settings(**flags), read)
+    inside = with_desk(settings(**flags), read)
     if as_json:
         parts: dict[str, tuple[bool, Any]] = {
             "transitions": (transitions, plain(inside.transitions)),
@@ -153,27 +121,14 @@ def show(
     out.print(Group(*page), soft_wrap=False)
 
 
-async def _inside(open_ledger: Ledger, reference: str, *, transitions: bool, events: bool, calls: bool) -> _Inside:
-    execution = await find(open_ledger, reference)
-    async with open_ledger.database.session(open_ledger.operator) as session:
-        return _Inside(
-            execution,
-            await executions.transitions(session, execution.id) if transitions else [],
-            await executions.reruns(session, execution.id),
-            await timelines.read(session, execution.id) if events else [],
-            await usages.read(session, execution.id) if calls else [],
-            await usages.repricings(session, execution.id),
-        )
-
-
 def watch(*, reference: str, timeout: str | None, as_json: bool, **flags: Any) -> None:
     chosen = settings(**flags)
     patience = seconds(timeout, "--timeout")
 
-    async def watch_it(open_ledger: Ledger) -> Execution:
-        return await follow(open_ledger, await find(open_ledger, reference), quiet=as_json, until=patience)
+    async def watch_it(desk: Desk) -> Execution:
+        return await follow(desk, await find(desk, reference), quiet=as_json, until=patience)
 
-    ended = with_ledger(chosen, watch_it)
+    ended = with_desk(chosen, watch_it)
     if as_json:
         write_json(ended)
     else:
@@ -184,34 +139,31 @@ def watch(*, reference: str, timeout: str | None, as_json: bool, **flags: Any) -
 def logs(*, reference: str, follow_: bool, as_json: bool, **flags: Any) -> None:
     chosen = settings(**flags)
 
-    async def read(open_ledger: Ledger) -> None:
-        execution, last = await find(open_ledger, reference), 0
-        while True:
-            async with open_ledger.database.session(open_ledger.operator) as session:
-                ended = (await executions.find(session, open_ledger.operator, str(execution.id))).status.is_terminal
-                lines = await timelines.read_logs(session, execution.id, after=last)
-            for line in lines:
-                last = line.sequence
-                _write_line(line, as_json=as_json)
-            if ended or not follow_:
-                return
-            await asyncio.sleep(0.2)
+    async def read(desk: Desk) -> None:
+        execution, last = await find(desk, reference), 0
+        async with aclosing(desk.nudges(execution.id, None)) as nudges:
+            async for _ in nudges:
+                ended = (await desk.find(str(execution.id))).status.is_terminal
+                for line in await desk.logs(execution.id, after=last):
+                    last = line.sequence
+                    _write_line(line, as_json=as_json)
+                if ended or not follow_:
+                    return
 
-    with_ledger(chosen, read)
+    with_desk(chosen, read)
 
 
 def cancel(*, references: list[str], reason: str | None, as_json: bool, **flags: Any) -> None:
     chosen = settings(**flags)
 
-    async def cancel_all(open_ledger: Ledger) -> dict[str, str]:
+    async def cancel_all(desk: Desk) -> dict[str, str]:
         answers = {}
         for reference in references:
-            execution = await find(open_ledger, reference)
-            async with open_ledger.database.session(open_ledger.operator) as session:
-                answers[str(execution.id)] = await executions.cancel(session, execution.id, reason)
+            execution = await find(desk, reference)
+            answers[str(execution.id)] = await desk.cancel(execution.id, reason)
         return answers
 
-    answers = with_ledger(chosen, cancel_all)
+    answers = with_desk(chosen, cancel_all)
     if as_json:
         write_json(answers)
         return
@@ -223,25 +175,19 @@ def cancel(*, references: list[str], reason: str | None, as_json: bool, **flags:
 # -- Reading ----------------------------------------------------------------------------------------------------------
 
 
-def _user(text: str | None, open_ledger: Ledger) -> UUID | None:
+def _user(text: str | None) -> UUID | Literal["me"] | None:
     if text == "me":
-        return open_ledger.me.user
+        return "me"
     try:
         return UUID(text) if text else None
     except ValueError as wrong:
         raise InvalidInput("--by", f"{text!r} is no user id", "Give a UUID, or `me`.") from wrong
 
 
-def _place_after(found: list[Execution], limit: int) -> Place | None:
-    if len(found) < limit or (last := found[-1]).started_at is None:
-        return None
-    return Place(last.started_at, last.id)
-
-
 # -- Showing ----------------------------------------------------------------------------------------------------------
 
 
-def _page(inside: _Inside, *, whole_error: bool) -> list[RenderableType]:
+def _page(inside: Inside, *, whole_error: bool) -> list[RenderableType]:
     parts: list[RenderableType] = [_facts(inside)]
     if inside.execution.error_type:
         parts.append(_error(inside.execution, whole=whole_error))
@@ -256,7 +202,7 @@ def _states(execution: Execution, *, whole: bool) -> list[RenderableType]:
     ]
 
 
-def _facts(inside: _Inside) -> Table:
+def _facts(inside: Inside) -> Table:
     execution, repeats, metadata = inside.execution, inside.repeats, inside.execution.metadata or {}
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")
@@ -288,7 +234,7 @@ def _facts(inside: _Inside) -> Table:
     return table
 
 
-def _cost(execution: Execution, repricings: list[Repricing]) -> str:
+def _cost(execution: Execution, repricings: Sequence[Repricing]) -> str:
     """What the row says; why it says nothing; and what a later price would have made of it."""
     metadata = execution.metadata or {}
     told = cost(execution)
@@ -335,7 +281,7 @@ def _state(title: str, value: Any, *, whole: bool) -> RenderableType:
     return Panel(shown, title=title, title_align="left", border_style="dim")
 
 
-def _steps(steps: list[Transition]) -> Table:
+def _steps(steps: Sequence[Transition]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("AT", "FROM", "TO", "BY", "WHY", "FENCE", "WORKER"):
         table.add_column(column)

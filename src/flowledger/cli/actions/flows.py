@@ -1,5 +1,5 @@
-"""Shows what the project holds, seen fresh at each call, without the database; and what the ledger says of its flows:
-what waits, runs and is paused.
+"""Shows what the project holds, seen fresh at each call, without the database, or what a server knows of it; and what
+the ledger says of its flows: what waits, runs and is paused.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 from flowledger import registry
-from flowledger.cli.actions.reading import with_ledger
+from flowledger.cli.actions.reading import with_desk, with_server
 from flowledger.cli.exits import Exit
 from flowledger.cli.flags import settings
-from flowledger.cli.opening import Ledger, storage
+from flowledger.cli.opening import storage
 from flowledger.cli.output import err, first_line, local_time, out, write_json, write_table
 from flowledger.domain.controls import FlowControls
 from flowledger.domain.duration import format_duration
@@ -25,7 +25,6 @@ from flowledger.domain.flow import Discovery, Flow
 from flowledger.domain.graph import Graph, mermaid, outline
 from flowledger.domain.project import Project
 from flowledger.domain.usage import dollars
-from flowledger.ledger import flows
 from flowledger.ledger.flows import FlowStatus
 from flowledger.settings import Settings
 
@@ -51,9 +50,8 @@ def list_(*, as_json: bool, **flags: Any) -> None:
 
 def show(*, name: str, as_json: bool, **flags: Any) -> None:
     chosen = settings(**flags)
-    project = registry.locate(chosen.project, chosen.python)
-    flow = registry.find(_look_at(project, chosen), name)
-    limits = registry.controls(project).get(flow.key, FlowControls()).over(chosen.timeout_seconds)
+    flow = registry.find(_discover(**flags), name)
+    limits = None if chosen.url is not None else _limits(flow, chosen)
     if as_json:
         write_json({**vars(flow), "limits": limits})
         return
@@ -61,7 +59,7 @@ def show(*, name: str, as_json: bool, **flags: Any) -> None:
     if flow.description:
         out.print(flow.description)
     out.print(_tree(flow))
-    for limit, value in limits.that_apply.items():
+    for limit, value in ({} if limits is None else limits.that_apply).items():
         out.print(Text.assemble((f"{limit:<22}", "dim"), _limit_text(limit, value)))
     if flow.input_schema is not None:
         out.print(JSON(json.dumps(flow.input_schema)))
@@ -82,11 +80,7 @@ def schema(*, name: str, **flags: Any) -> None:
 
 
 def status(*, as_json: bool, **flags: Any) -> None:
-    async def read(open_ledger: Ledger) -> list[FlowStatus]:
-        async with open_ledger.database.session(open_ledger.operator) as session:
-            return await flows.statuses(session)
-
-    found = with_ledger(settings(**flags), read)
+    found = with_desk(settings(**flags), lambda desk: desk.statuses())
     if as_json:
         write_json(found)
         return
@@ -101,19 +95,13 @@ def status(*, as_json: bool, **flags: Any) -> None:
 
 
 def pause(*, key: str, reason: str | None, as_json: bool, **flags: Any) -> None:
-    async def change(open_ledger: Ledger) -> bool:
-        async with open_ledger.database.session(open_ledger.operator) as session:
-            return await flows.pause(session, key, reason)
-
-    _tell(key, "paused", "was paused already", changed=with_ledger(settings(**flags), change), as_json=as_json)
+    changed = with_desk(settings(**flags), lambda desk: desk.pause(key, reason))
+    _tell(key, "paused", "was paused already", changed=changed, as_json=as_json)
 
 
 def resume(*, key: str, as_json: bool, **flags: Any) -> None:
-    async def change(open_ledger: Ledger) -> bool:
-        async with open_ledger.database.session(open_ledger.operator) as session:
-            return await flows.resume(session, key)
-
-    _tell(key, "resumed", "was not paused", changed=with_ledger(settings(**flags), change), as_json=as_json)
+    changed = with_desk(settings(**flags), lambda desk: desk.resume(key))
+    _tell(key, "resumed", "was not paused", changed=changed, as_json=as_json)
 
 
 def _tell(key: str, done: str, idle: str, *, changed: bool, as_json: bool) -> None:
@@ -145,8 +133,16 @@ def _limit_text(name: str, value: Any) -> str:
     return ", ".join(value) if isinstance(value, tuple) else f"{value:,}"
 
 
+def _limits(flow: Flow, chosen: Settings) -> FlowControls:
+    project = registry.locate(chosen.project, chosen.python)
+    return registry.controls(project).get(flow.key, FlowControls()).over(chosen.timeout_seconds)
+
+
 def _discover(**flags: Any) -> Discovery:
+    """What the project holds; what the server knows, where one is named."""
     chosen = settings(**flags)
+    if chosen.url is not None:
+        return with_server(chosen, lambda served: served.discovery())
     return _look_at(registry.locate(chosen.project, chosen.python), chosen)
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import typer
 
+from flowledger.cli.desk import Desk, Wanted
 from flowledger.cli.exits import Exit
-from flowledger.cli.opening import Ledger, ledger
+from flowledger.cli.opening import Ledger, desk, ledger, server
+from flowledger.cli.served import Served
 from flowledger.domain.execution import Execution
 from flowledger.domain.status import Status
 from flowledger.errors import ExecutionNotFound, InvalidInput
-from flowledger.ledger import executions
-from flowledger.ledger.executions import Filters
 from flowledger.settings import Settings
 
 T = TypeVar("T")
@@ -25,23 +25,47 @@ def with_ledger(chosen: Settings, ask: Callable[[Ledger], Awaitable[T]]) -> T:
         async with ledger(chosen) as open_ledger:
             return await ask(open_ledger)
 
+    return _run(asked())
+
+
+def with_desk(chosen: Settings, ask: Callable[[Desk], Awaitable[T]]) -> T:
+    """The same of what a server can be asked too."""
+
+    async def asked() -> T:
+        async with desk(chosen) as open_desk:
+            return await ask(open_desk)
+
+    return _run(asked())
+
+
+def with_server(chosen: Settings, ask: Callable[[Served], Awaitable[T]]) -> T:
+    """Of what only a server can be asked, one being named."""
+
+    async def asked() -> T:
+        async with server(chosen) as served:
+            return await ask(served)
+
+    return _run(asked())
+
+
+def _run(asked: Coroutine[Any, Any, T]) -> T:
     try:
-        return asyncio.run(asked())
+        return asyncio.run(asked)
     except KeyboardInterrupt:
         raise typer.Exit(Exit.INTERRUPTED) from None
 
 
-async def find(open_ledger: Ledger, reference: str) -> Execution:
-    async with open_ledger.database.session(open_ledger.operator) as session:
-        if not reference.startswith("@"):
-            return await executions.find(session, open_ledger.operator, reference)
-        if reference not in ("@last", "@failed"):
-            raise InvalidInput("EXECUTION", f"{reference} is not known", "Use @last or @failed.")
-        filters = Filters(statuses=(Status.FAILED,) if reference == "@failed" else None)
-        newest = await executions.list_(session, open_ledger.operator, filters, limit=1)
+async def find(open_desk: Desk, reference: str) -> Execution:
+    """The execution by its reference, `@last` and `@failed` included."""
+    if not reference.startswith("@"):
+        return await open_desk.find(reference)
+    if reference not in ("@last", "@failed"):
+        raise InvalidInput("EXECUTION", f"{reference} is not known", "Use @last or @failed.")
+    wanted = Wanted(statuses=(Status.FAILED,) if reference == "@failed" else None)
+    newest = (await open_desk.page(wanted, limit=1)).executions
     if not newest:
         raise ExecutionNotFound(reference)
-    return newest[0]
+    return await open_desk.find(str(newest[0].id))
 
 
 def statuses(text: str | None) -> tuple[Status, ...] | None:

@@ -13,8 +13,8 @@ from typing import Any
 from flowledger import inputs
 from flowledger.cli.actions.reading import find
 from flowledger.cli.actions.starting import Asked, start_and_leave
+from flowledger.cli.desk import Desk
 from flowledger.cli.flags import settings
-from flowledger.cli.opening import Ledger
 from flowledger.domain.execution import JsonObject, NewExecution
 from flowledger.errors import InvalidInput
 from flowledger.ledger.flows import KnownFlow
@@ -24,8 +24,8 @@ def rerun(*, reference: str, pairs: list[str], edit: bool, detach: bool, as_json
     # Brings a worker along if none is at work.
     chosen = settings(**flags, slots=1)
 
-    async def ask(open_ledger: Ledger) -> Asked:
-        earlier = await find(open_ledger, reference)
+    async def ask(desk: Desk) -> Asked:
+        earlier = await find(desk, reference)
         given = inputs.of_earlier(earlier)
 
         def new(known: KnownFlow) -> NewExecution:

@@ -11,8 +11,8 @@ from uuid import UUID
 
 from flowledger import inputs
 from flowledger.cli.actions.starting import Asked, start_and_leave
+from flowledger.cli.desk import Desk
 from flowledger.cli.flags import seconds, settings
-from flowledger.cli.opening import Ledger
 from flowledger.domain.budget import Budget
 from flowledger.domain.execution import NewExecution
 from flowledger.domain.reach import OnReach
@@ -56,7 +56,7 @@ def run(
             budget=budget,
         )
 
-    async def ask(_: Ledger) -> Asked:
+    async def ask(_: Desk) -> Asked:
         return Asked(flow, new)
 
     start_and_leave(chosen, ask, detach=detach, as_json=as_json)

@@ -7,7 +7,6 @@ alone, and takes it away again.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import signal
 import sys
@@ -22,15 +21,17 @@ from rich.text import Text
 
 from flowledger import registry
 from flowledger.cli.actions.observing import Observers
+from flowledger.cli.desk import Desk
 from flowledger.cli.exits import OUTCOMES, Exit
-from flowledger.cli.opening import Ledger, ledger, surroundings
+from flowledger.cli.here import Here, named
+from flowledger.cli.opening import Ledger, desk, surroundings
 from flowledger.cli.output import err, exact_money, out, plain, short_id, tokens, write_json, write_result
 from flowledger.cli.progress import follow, summary
 from flowledger.database.session import Database
 from flowledger.domain.duration import format_duration
 from flowledger.domain.execution import Execution, NewExecution
 from flowledger.errors import FlowNotFound
-from flowledger.ledger import executions, flows, spending, workers
+from flowledger.ledger import workers
 from flowledger.ledger.flows import KnownFlow
 from flowledger.ledger.spending import Estimate
 from flowledger.settings import Settings
@@ -48,7 +49,7 @@ class Asked:
 
 
 def start_and_leave(
-    chosen: Settings, ask: Callable[[Ledger], Awaitable[Asked]], *, detach: bool, as_json: bool
+    chosen: Settings, ask: Callable[[Desk], Awaitable[Asked]], *, detach: bool, as_json: bool
 ) -> NoReturn:
     """Starts what `ask` answers with, stays with it unless detached, and exits by its outcome."""
     configure_logs(chosen.log_format, level=logging.WARNING)
@@ -66,60 +67,36 @@ def start_and_leave(
     raise typer.Exit(Exit.DONE if detach else OUTCOMES.get(execution.status, Exit.STOPPED_WAITING))
 
 
-async def _start(
-    chosen: Settings, ask: Callable[[Ledger], Awaitable[Asked]], *, detach: bool, quiet: bool
-) -> Execution:
+async def _start(chosen: Settings, ask: Callable[[Desk], Awaitable[Asked]], *, detach: bool, quiet: bool) -> Execution:
     task = asyncio.current_task()
     assert task is not None
     # As Ctrl-C: what runs in this very process must not stay behind as running.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with AsyncExitStack() as stack:
-        open_ledger = await stack.enter_async_context(ledger(chosen))
-        asked = await ask(open_ledger)
-        known = await _served(open_ledger, chosen, asked.flow)
-        if detach:
-            known = known or _named(await _known_flows(open_ledger), asked.flow)
-            return await _record(open_ledger, known, asked)
-        if known is not None:
-            execution = await _record(open_ledger, known, asked)
-            return await _follow(open_ledger, execution, quiet=quiet, others_run_it=True)
-        worker = await stack.enter_async_context(_own_worker(open_ledger, chosen))
+        open_desk = await stack.enter_async_context(desk(chosen))
+        asked = await ask(open_desk)
+        # Behind a server nobody but its workers can run it.
+        if detach or not isinstance(open_desk, Here) or await _is_served(open_desk, chosen, asked.flow):
+            execution = await _record(open_desk, await open_desk.flow(asked.flow), asked)
+            return execution if detach else await _follow(open_desk, execution, quiet=quiet, others_run_it=True)
+        worker = await stack.enter_async_context(_own_worker(open_desk.ledger, chosen))
         # The ledger may know flows of other projects too, which this worker would never claim.
-        known = _named([flow for flow in await _known_flows(open_ledger) if flow.id in worker.serves], asked.flow)
-        execution = await _record(open_ledger, known, asked)
+        known = named([flow for flow in await open_desk.flows() if flow.id in worker.serves], asked.flow)
+        execution = await _record(open_desk, known, asked)
         worker.admit(execution.id)
-        return await _follow(open_ledger, execution, quiet=quiet, others_run_it=False)
+        return await _follow(open_desk, execution, quiet=quiet, others_run_it=False)
 
 
-async def _served(open_ledger: Ledger, chosen: Settings, name: str) -> KnownFlow | None:
-    """The flow, if some worker that was heard of lately runs it."""
+async def _is_served(here: Here, chosen: Settings, name: str) -> bool:
+    """Whether some worker that was heard of lately runs the flow."""
     try:
-        known = _named(await _known_flows(open_ledger), name)
+        known = await here.flow(name)
     except FlowNotFound:
-        return None
-    async with open_ledger.database.session(open_ledger.operator) as session:
+        return False
+    async with here.ledger.database.session(here.ledger.operator) as session:
         # A living worker is heard of every quarter of a lease.
         heard_within = timedelta(seconds=chosen.lease_seconds / 2)
-        heard = await workers.serving(session, known.id, heard_within=heard_within)
-    return known if heard else None
-
-
-async def _known_flows(open_ledger: Ledger) -> list[KnownFlow]:
-    async with open_ledger.database.session(open_ledger.operator) as session:
-        return await flows.list_(session)
-
-
-def _named(known: list[KnownFlow], name: str) -> KnownFlow:
-    names = {
-        alias: flow
-        for flow in reversed(known)
-        for entry_point in [str(flow.definition.get("entry_point", ""))]
-        for alias in (entry_point.rpartition(":")[2], entry_point, flow.flow_name, flow.flow_key)
-    }
-    if name in names:
-        return names[name]
-    keys = [flow.flow_key for flow in known]
-    raise FlowNotFound(name, tuple(difflib.get_close_matches(name, keys, n=3)))
+        return await workers.serving(session, known.id, heard_within=heard_within) > 0
 
 
 @asynccontextmanager
@@ -154,21 +131,15 @@ async def _ready_or_failed(worker: Worker, working: asyncio.Task[None]) -> None:
         await working
 
 
-async def _record(open_ledger: Ledger, known: KnownFlow, asked: Asked) -> Execution:
-    estimate = await _estimate(open_ledger, known)
+async def _record(open_desk: Desk, known: KnownFlow, asked: Asked) -> Execution:
+    estimate = await open_desk.estimate(known)
     new = asked.new(known)
     if estimate.runs:
         new = replace(new, metadata={**new.metadata, "estimate": plain(estimate)})
-    async with open_ledger.database.session(open_ledger.me) as session:
-        execution = await executions.record(session, new)
+    execution = await open_desk.record(new)
     _tell_estimate(estimate)
-    await _tell_if_paused(open_ledger, execution)
+    await _tell_if_paused(open_desk, execution)
     return execution
-
-
-async def _estimate(open_ledger: Ledger, known: KnownFlow) -> Estimate:
-    async with open_ledger.database.session(open_ledger.operator) as session:
-        return await spending.estimate(session, open_ledger.operator, known.id)
 
 
 def _tell_estimate(estimate: Estimate) -> None:
@@ -183,9 +154,8 @@ def _tell_estimate(estimate: Estimate) -> None:
         err.print(Text(f"usually {told} ({runs})", "dim"))
 
 
-async def _tell_if_paused(open_ledger: Ledger, execution: Execution) -> None:
-    async with open_ledger.database.session(open_ledger.operator) as session:
-        status = next((one for one in await flows.statuses(session) if one.id == execution.flow_id), None)
+async def _tell_if_paused(open_desk: Desk, execution: Execution) -> None:
+    status = next((one for one in await open_desk.statuses() if one.id == execution.flow_id), None)
     if status is not None and status.paused_at is not None:
         err.print(
             Text.assemble(
@@ -196,15 +166,14 @@ async def _tell_if_paused(open_ledger: Ledger, execution: Execution) -> None:
         )
 
 
-async def _follow(open_ledger: Ledger, execution: Execution, *, quiet: bool, others_run_it: bool) -> Execution:
+async def _follow(open_desk: Desk, execution: Execution, *, quiet: bool, others_run_it: bool) -> Execution:
     try:
-        return await follow(open_ledger, execution, quiet=quiet)
+        return await follow(open_desk, execution, quiet=quiet)
     except asyncio.CancelledError:
         # Ctrl-C. An execution that this very process runs cannot go on without it.
         if not others_run_it or _cancel_wanted(execution):
-            async with open_ledger.database.session(open_ledger.me) as session:
-                await executions.cancel(session, execution.id, "interrupted on the terminal")
-            err.print(summary(await follow(open_ledger, execution, quiet=True)))
+            await open_desk.cancel(execution.id, "interrupted on the terminal")
+            err.print(summary(await follow(open_desk, execution, quiet=True)))
         raise
 
 

@@ -59,7 +59,7 @@ async def _serve_and_work(
         url = url_of(taken)
         is_link = app.state.has_login
         entrance = await link(app.state.database, chosen, url) if is_link else f"{url}/docs"
-        _greet(where, found, entrance, time.monotonic() - cli.BEGAN, is_link=is_link)
+        _greet(where, found, url, entrance, time.monotonic() - cli.BEGAN, is_link=is_link)
         await work(chosen, where, found, observers)
 
 
@@ -73,7 +73,7 @@ async def _ended_by_sigterm() -> AsyncIterator[None]:
         yield
 
 
-def _greet(where: Addresses, found: Project, entrance: str, seconds: float, *, is_link: bool) -> None:
+def _greet(where: Addresses, found: Project, url: str, entrance: str, seconds: float, *, is_link: bool) -> None:
     postgres = where.embedded
     home = (
         f"embedded Postgres {postgres.version} in {postgres.data_dir}"
@@ -85,6 +85,7 @@ def _greet(where: Addresses, found: Project, entrance: str, seconds: float, *, i
     table.add_column(style="dim")
     table.add_row("  Project", str(found.root))
     table.add_row("  Database", "flowledger db url  prints its address")
+    table.add_row("  API", f"{url}  for FLOWLEDGER_URL; flowledger tokens create NAME  prints a FLOWLEDGER_TOKEN")
     table.add_row("  Next", "flowledger flows list, then flowledger run FLOW")
     err.print()
     err.print(table)
