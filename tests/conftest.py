@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import structlog
 from hypothesis import settings
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
@@ -30,6 +31,8 @@ LONG = (
     "worker",
     "cli",
     "walls",
+    "api",
+    "client",
     "telemetry",
     "registry",
     "acceptance",
@@ -37,6 +40,12 @@ LONG = (
     "ledger",
 )
 """Folders that take long, the longest first: with one of them at the end, all processors but one would be idle."""
+
+
+@pytest.fixture(autouse=True)
+def every_fact_is_heard() -> None:
+    """Whatever level of log a command of an earlier test asked for."""
+    structlog.reset_defaults()
 
 
 @pytest.hookimpl(trylast=True)

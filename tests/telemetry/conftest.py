@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-import structlog
 
 from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.database.session import Database
 from flowledger.domain.flow import Flow
 from flowledger.ledger import flows
 from tests.telemetry.stage import Stage
-
-
-@pytest.fixture(autouse=True)
-def every_fact_is_heard() -> None:
-    """Whatever level of log a command of an earlier test asked for."""
-    structlog.reset_defaults()
 
 
 @pytest.fixture
