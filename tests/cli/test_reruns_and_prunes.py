@@ -255,8 +255,8 @@ def test_an_archive_holds_every_table_and_column_of_an_execution(product: Produc
         "select distinct relname as name from pg_constraint join pg_class on pg_class.oid = conrelid "
         "where contype = 'f' and confrelid = 'crewai_flow_executions'::regclass"
     )
-    # What is pending or runs is never pruned; the list of what has ended says again what the rows say; and a request that
-    # is answered with an execution goes with it.
+    # What is pending or runs is never pruned; the list of what has ended says again what the rows say; and a request
+    # that is answered with an execution goes with it.
     left_out = {"queue", "leases", "reservations", "ended_executions", "requests"}
     assert {row["name"] for row in belonging} - left_out == set(retention.TABLES[1:])
     ended(product, days_ago=100)
