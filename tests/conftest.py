@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,8 +45,9 @@ LONG = (
 
 @pytest.fixture(autouse=True)
 def every_fact_is_heard() -> None:
-    """Whatever level of log a command of an earlier test asked for."""
+    """Whatever level of log a command of an earlier test asked for; on stderr, as everywhere."""
     structlog.reset_defaults()
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
 @pytest.hookimpl(trylast=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from decimal import Decimal
 from functools import reduce
 from operator import add
@@ -191,7 +192,7 @@ _calls = st.builds(
         call_id=_words,
         model=_words,
         provider=_words,
-        started_at=st.datetimes(timezones=st.just(None)).map(lambda at: at.replace(year=2026)),
+        started_at=st.datetimes(datetime(2026, 1, 1), datetime(2026, 12, 31)),  # noqa: DTZ001 - of any zone
         status=st.sampled_from(CallStatus),
         usage=st.none() | st.builds(Usage, _counts, _counts, _counts, _counts, _counts),
     ),
