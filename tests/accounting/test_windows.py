@@ -125,7 +125,8 @@ async def test_two_workers_cannot_pass_a_months_budget_together(
     for spent in both:
         assert (spent.outcome.status, spent.outcome.error_type) == (Status.FAILED, ErrorType.BUDGET_EXCEEDED)
         assert "the month's budget of everything has no room for it" in str(spent.outcome.error_message)
-        assert spent.calls
+    # On a busy machine one of them may begin when nothing is left.
+    assert any(spent.calls for spent in both)
     total = sum((spent.outcome.cost_usd or Decimal(0) for spent in both), Decimal(0))
     # No further call fits, and what was spent stays within the limit.
     worst = Decimal("0.025730")
