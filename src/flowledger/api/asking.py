@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -25,11 +24,9 @@ class Asking:
     claims: Claims
     database: Database
 
-    @asynccontextmanager
-    async def session(self) -> AsyncIterator[Connection]:
+    def session(self) -> AbstractAsyncContextManager[Connection]:
         """One transaction under the caller's role and claims. Raises the ledger's errors."""
-        async with self.database.session(self.claims) as connection:
-            yield connection
+        return self.database.session(self.claims)
 
     @property
     def as_user(self) -> Asking:

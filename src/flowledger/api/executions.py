@@ -13,7 +13,7 @@ from flowledger import inputs
 from flowledger.api.answers import NoParameters, answered, unless_known
 from flowledger.api.asking import Asked, Asking
 from flowledger.api.comparison import Side, compared
-from flowledger.api.idempotency import IdempotencyKey, once
+from flowledger.api.idempotency import IdempotencyKey, started
 from flowledger.api.parameters import ListParameters, PageParameters, place, written
 from flowledger.api.shapes import (
     CallPage,
@@ -45,7 +45,7 @@ from flowledger.domain.execution import Execution, NewExecution
 from flowledger.domain.reach import OnReach
 from flowledger.domain.timeline import spans
 from flowledger.errors import InvalidInput, TransitionRefused
-from flowledger.ledger import executions, flows, timeline, usage
+from flowledger.ledger import executions, timeline, usage
 
 router = APIRouter(prefix="/executions", tags=["executions"])
 
@@ -75,8 +75,7 @@ Reference = Annotated[str, Depends(_reference)]
 @router.post("", status_code=201, response_model=ExecutionShape, responses=refusals(400, 404, 409))
 async def create(asked: Asked, new: NewExecutionShape, _: NoParameters, key: IdempotencyKey = None) -> Response:
     """Starts a flow: a pending execution, which a worker takes as soon as it may."""
-    wanted = _wanted(new)
-    execution, again = await once(asked.as_user, key, "executions", new, lambda session: _record(session, wanted))
+    execution, again = await started(asked, key, "executions", new, _wanted(new))
     return _created(execution, again=again)
 
 
@@ -92,9 +91,7 @@ async def rerun(
     async with asked.session() as session:
         earlier = await executions.find(session, asked.claims, reference)
     wanted = inputs.again(earlier, {**inputs.of_earlier(earlier), **changed.inputs})
-    execution, again = await once(
-        asked.as_user, key, f"rerun of {earlier.id}", changed, lambda session: _record(session, wanted)
-    )
+    execution, again = await started(asked, key, f"rerun of {earlier.id}", changed, wanted)
     return _created(execution, again=again)
 
 
@@ -121,12 +118,6 @@ def _budget(new: NewExecutionShape) -> Budget | None:
         return None
     usd = None if new.budget_usd is None else Decimal(new.budget_usd)
     return Budget(usd, new.budget_tokens, new.on_budget or OnReach.STOP)
-
-
-async def _record(session: Connection, wanted: NewExecution) -> Execution:
-    flow = await flows.find_active(session, wanted.flow_key)
-    inputs.check(flow.input_schema, wanted.inputs)
-    return await executions.record(session, wanted)
 
 
 def _created(execution: Execution, *, again: bool) -> Response:

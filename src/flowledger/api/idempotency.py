@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Header
 from pydantic import BaseModel
 
+from flowledger import inputs
 from flowledger.api.asking import Asking
 from flowledger.database.session import Connection
-from flowledger.domain.execution import Execution
-from flowledger.ledger import executions, requests
+from flowledger.domain.execution import Execution, NewExecution
+from flowledger.ledger import executions, flows, requests
 
 IdempotencyKey = Annotated[
     str | None,
@@ -27,23 +27,31 @@ IdempotencyKey = Annotated[
 ]
 
 
-async def once(
-    asked: Asking, key: str | None, what: str, body: BaseModel, start: Callable[[Connection], Awaitable[Execution]]
+async def started(
+    asked: Asking, key: str | None, what: str, body: BaseModel, wanted: NewExecution
 ) -> tuple[Execution, bool]:
-    """The execution that `start` starts, or the one that the same request started before; and whether it did.
+    """What is wanted, started as the caller's own, or what the same request started before; and whether it did.
 
-    `what` names the resource that was asked. Raises InvalidInput if the key came with another request.
+    `what` names the resource that was asked. Raises FlowNotFound, InvalidInput (inputs that the flow does not take, or
+    a key that came with another request), and what `executions.record` raises.
     """
+    asked = asked.as_user
     async with asked.session() as session:
         if key is None:
-            return await start(session), False
+            return await _start(session, wanted), False
         digest = _digest(what, body)
         earlier = await requests.answered(session, key, digest)
         if earlier is not None:
             return await executions.find(session, asked.claims, str(earlier)), True
-        execution = await start(session)
+        execution = await _start(session, wanted)
         await requests.remember(session, key, digest, execution.id)
         return execution, False
+
+
+async def _start(session: Connection, wanted: NewExecution) -> Execution:
+    flow = await flows.find_active(session, wanted.flow_key)
+    inputs.check(flow.input_schema, wanted.inputs)
+    return await executions.record(session, wanted)
 
 
 def _digest(what: str, body: BaseModel) -> bytes:

@@ -25,7 +25,7 @@ from flowledger.api import problems
 from flowledger.api.answers import NoParameters, answered
 from flowledger.api.asking import Asked, Asking
 from flowledger.api.flows import FlowKey
-from flowledger.api.idempotency import IdempotencyKey, once
+from flowledger.api.idempotency import IdempotencyKey, started
 from flowledger.api.shapes import Shape, Text, refusals
 from flowledger.database.session import Connection
 from flowledger.domain.execution import Execution, NewExecution
@@ -203,9 +203,7 @@ async def kickoff(
     _refuse_webhooks(new)
     inputs.refuse_unstorable(new.meta, "meta")
     wanted = NewExecution(flow_key=key, inputs=new.inputs, metadata=new.meta or {})
-    execution, again = await once(
-        asked.as_user, idempotency_key, f"kickoff of {key}", new, lambda session: _record(session, wanted)
-    )
+    execution, again = await started(asked, idempotency_key, f"kickoff of {key}", new, wanted)
     headers = {"Idempotency-Replayed": "true"} if again else None
     return answered(KickoffShape(kickoff_id=execution.id), headers=headers)
 
@@ -218,12 +216,6 @@ def _refuse_webhooks(new: KickoffRequest) -> None:
                 "this version calls no webhooks; a later one will",
                 "Leave it out; meanwhile follow GET /api/v1/live?topics=execution:KICKOFF_ID, or ask for the status.",
             )
-
-
-async def _record(session: Connection, wanted: NewExecution) -> Execution:
-    flow = await flows.find_active(session, wanted.flow_key)
-    inputs.check(flow.input_schema, wanted.inputs)
-    return await executions.record(session, wanted)
 
 
 # -- Watch ------------------------------------------------------------------------------------------------------------
