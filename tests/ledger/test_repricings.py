@@ -14,11 +14,10 @@ import pytest
 
 from flowledger.database.embedded import EmbeddedPostgres
 from flowledger.database.session import Claims, Database
-from flowledger.domain.usage import CallStatus, Price, cost
+from flowledger.domain.usage import CallStatus, Price, Repricing, cost
 from flowledger.errors import PermissionRefused
 from flowledger.ledger import repricings, usage
 from flowledger.ledger.repricings import PastCall, RepricedCall, Which
-from flowledger.ledger.usage import Repricing
 from tests.ledger.past import call, ended, price
 
 OPERATOR, ALICE, BOB = Claims.of_operator(), Claims(uuid4()), Claims(uuid4())

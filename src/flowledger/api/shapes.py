@@ -16,15 +16,13 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints
 
 from flowledger.domain.controls import LARGEST_BUDGET_TOKENS, LONGEST_SECONDS
-from flowledger.domain.execution import EXECUTION_KEY_LENGTH, Execution
+from flowledger.domain.execution import EXECUTION_KEY_LENGTH, Execution, Rerun, Transition
 from flowledger.domain.mode import Mode
 from flowledger.domain.priority import HIGHEST_PRIORITY
 from flowledger.domain.reach import OnReach
 from flowledger.domain.status import Status
 from flowledger.domain.timeline import Event, LogLine, Span, SpanStatus
-from flowledger.domain.usage import CallStatus, PricedCall, exact_text
-from flowledger.ledger.executions import Rerun, Transition
-from flowledger.ledger.usage import Repricing
+from flowledger.domain.usage import CallStatus, PricedCall, Repricing, exact_text
 
 MOST_ROWS = 1000
 """On one page, of whatever kind."""

@@ -12,16 +12,14 @@ from typing import Literal, Protocol
 from uuid import UUID
 
 from flowledger.domain.dimension import Dimension
-from flowledger.domain.execution import Execution, NewExecution
+from flowledger.domain.execution import Execution, NewExecution, Rerun, Transition
 from flowledger.domain.mode import Mode
 from flowledger.domain.status import Status
 from flowledger.domain.timeline import Event, LogLine
-from flowledger.domain.usage import PricedCall
-from flowledger.ledger.executions import Rerun, Transition
+from flowledger.domain.usage import PricedCall, Repricing
 from flowledger.ledger.failures import Failures
 from flowledger.ledger.flows import FlowStatus, KnownFlow
 from flowledger.ledger.spending import Days, Estimate, Spent
-from flowledger.ledger.usage import Repricing
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,9 @@ from flowledger.domain.status import Status
 from flowledger.domain.timeline import LogLine
 from flowledger.domain.usage import Usage
 from flowledger.errors import FlowNotFound, InvalidInput
-from flowledger.ledger.executions import Rerun, Transition
 from flowledger.ledger.failures import Failures
 from flowledger.ledger.flows import FlowStatus, KnownFlow
 from flowledger.ledger.spending import Days, Estimate, Spent
-from flowledger.ledger.usage import Repricing
 
 _LATEST_RUNS = 20
 _EVER = datetime.min.replace(tzinfo=UTC)
@@ -62,11 +60,11 @@ class Served:
         links = (*([] if row.repeats is None else [row.repeats]), *row.repeated_by)
         return Inside(
             _row(row),
-            [Transition(**vars(step)) for step in steps],
-            [Rerun(**vars(link)) for link in links],
+            steps,
+            links,
             [event async for event in self._executions.timeline(reference)] if events else [],
             [call async for call in self._executions.usage(reference)] if calls else [],
-            [Repricing(**vars(one)) for one in row.repricings],
+            row.repricings,
         )
 
     async def logs(self, execution: UUID, *, after: int) -> Sequence[LogLine]:

@@ -18,12 +18,12 @@ from flowledger.client.answers import (
     Spans,
     Spent,
     States,
-    Transition,
     WholeExecution,
     WholeFlow,
 )
 from flowledger.client.asynchronous.client import AsyncClient
 from flowledger.client.synchronous.client import Client
+from flowledger.domain.execution import Transition
 
 __all__ = [
     "AsyncClient",

@@ -10,34 +10,13 @@ from typing import Any
 from uuid import UUID
 
 from flowledger.domain.dimension import Dimension
-from flowledger.domain.execution import Execution
+from flowledger.domain.execution import Execution, Rerun
 from flowledger.domain.status import Status
 from flowledger.domain.timeline import Event, LogLine, Span, SpanStatus
 from flowledger.domain.token import Secret, Token
-from flowledger.domain.usage import PricedCall
+from flowledger.domain.usage import PricedCall, Repricing
 
 # -- Executions -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rerun:
-    """That `execution_id` repeats `of_execution`: as a `rerun` somebody asked for or a `retry` by its flow's policy."""
-
-    execution_id: UUID
-    of_execution: UUID
-    kind: str
-    attempt: int
-
-
-@dataclass(frozen=True)
-class Repricing:
-    """A later look at what an execution cost, in USD. `old_usd` None: unknown then; `new_usd` None: still unknown."""
-
-    repriced_at: datetime
-    repriced_by: str
-    old_usd: Decimal | None
-    new_usd: Decimal | None
-    prices: Any
 
 
 @dataclass(frozen=True)
@@ -55,19 +34,6 @@ class ExecutionPage:
 
     executions: tuple[Execution, ...]
     next: str | None
-
-
-@dataclass(frozen=True)
-class Transition:
-    """One step of an execution's life. `from_status` None: its birth."""
-
-    from_status: Status | None
-    to_status: Status
-    actor: str
-    reason: str | None
-    worker_id: UUID | None
-    fence: int | None
-    at: datetime
 
 
 @dataclass(frozen=True)

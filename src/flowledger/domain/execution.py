@@ -170,3 +170,29 @@ class Finish(StrEnum):
     """The same outcome is already stored: an earlier reply was lost."""
     LOST = "lost"
     """The lease was ours no more; somebody else decided the outcome."""
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One step of an execution. `from_status` None is the birth; `fence` and `worker_id` are the lease's, if any."""
+
+    from_status: Status | None
+    to_status: Status
+    actor: str
+    reason: str | None
+    worker_id: UUID | None
+    fence: int | None
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """That `execution_id` repeats `of_execution`: as a `rerun` somebody asked for, or a `retry` by its flow's policy.
+
+    `attempt` counts the whole chain, whose first execution is 1.
+    """
+
+    execution_id: UUID
+    of_execution: UUID
+    kind: str
+    attempt: int

@@ -161,6 +161,17 @@ class PricedCall:
 
 
 @dataclass(frozen=True)
+class Repricing:
+    """A later look at what an execution cost, in USD. `old_usd` None: unknown then; `new_usd` None: still unknown."""
+
+    repriced_at: datetime
+    repriced_by: str
+    old_usd: Decimal | None
+    new_usd: Decimal | None
+    prices: Any
+
+
+@dataclass(frozen=True)
 class Total:
     """A sum over LLM calls. `Total()` is that of no calls: known to be nothing.
 

@@ -15,7 +15,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from flowledger.database.session import Claims, Connection
-from flowledger.domain.execution import Claim, Execution, Finish, NewExecution, Outcome
+from flowledger.domain.execution import Claim, Execution, Finish, NewExecution, Outcome, Rerun, Transition
 from flowledger.domain.mode import Mode
 from flowledger.domain.status import Status
 from flowledger.errors import AmbiguousReference, ExecutionNotFound, FlowNotFound, InvalidInput
@@ -489,19 +489,6 @@ def _counted(given: Any) -> int:
     return min(given, _MOST_INTEGER) if isinstance(given, int) and given > 0 else 0
 
 
-@dataclass(frozen=True)
-class Transition:
-    """One step of an execution. `from_status` None is the birth; `fence` and `worker_id` are the lease's, if any."""
-
-    from_status: Status | None
-    to_status: Status
-    actor: str
-    reason: str | None
-    worker_id: UUID | None
-    fence: int | None
-    at: datetime
-
-
 async def transitions(connection: Connection, execution: UUID) -> list[Transition]:
     """Every step of the execution that the session may see, its birth first."""
     rows = await _all(connection, query("executions", "transitions"), execution=execution)
@@ -515,19 +502,6 @@ async def transitions(connection: Connection, execution: UUID) -> list[Transitio
         )
         for row in rows
     ]
-
-
-@dataclass(frozen=True)
-class Rerun:
-    """That `execution_id` repeats `of_execution`: as a `rerun` somebody asked for, or a `retry` by its flow's policy.
-
-    `attempt` counts the whole chain, whose first execution is 1.
-    """
-
-    execution_id: UUID
-    of_execution: UUID
-    kind: str
-    attempt: int
 
 
 async def reruns(connection: Connection, execution: UUID) -> list[Rerun]:

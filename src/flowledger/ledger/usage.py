@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from flowledger.database.session import Connection
-from flowledger.domain.usage import CallStatus, LlmCall, Price, PricedCall, Usage, exact_text
+from flowledger.domain.usage import CallStatus, LlmCall, Price, PricedCall, Repricing, Usage, exact_text
 from flowledger.ledger.timeline import Held, store
 from flowledger.sql import query
 
@@ -62,17 +61,6 @@ async def spent(connection: Connection, executions: Sequence[UUID]) -> list[Spen
     """Sums over all calls of these executions. For operators."""
     rows = await (await connection.execute(query("usage", "spent"), {"executions": list(executions)})).fetchall()
     return [_spent(row) for row in rows]
-
-
-@dataclass(frozen=True)
-class Repricing:
-    """A later look at what an execution cost. `old_usd` None: unknown then; `new_usd` None: still unknown."""
-
-    repriced_at: datetime
-    repriced_by: str
-    old_usd: Decimal | None
-    new_usd: Decimal | None
-    prices: dict[str, Any]
 
 
 async def repricings(connection: Connection, execution: UUID) -> list[Repricing]:

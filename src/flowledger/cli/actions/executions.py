@@ -35,11 +35,10 @@ from flowledger.cli.output import (
 from flowledger.cli.progress import follow, summary
 from flowledger.cli.timeline import timeline_table, told, usage_table
 from flowledger.domain.duration import format_duration
-from flowledger.domain.execution import Execution
+from flowledger.domain.execution import Execution, Transition
 from flowledger.domain.mode import Mode
+from flowledger.domain.usage import Repricing
 from flowledger.errors import InvalidInput
-from flowledger.ledger.executions import Transition
-from flowledger.ledger.usage import Repricing
 
 _SHOWN_CHARACTERS = 2000
 

@@ -19,13 +19,12 @@ from flowledger.client.answers import (
     LogPage,
     Spans,
     States,
-    Transition,
     WholeExecution,
 )
 from flowledger.client.asynchronous.wire import AsyncWire
 from flowledger.client.files import whole_file
 from flowledger.client.wanted import Filters, Options, as_body, as_params
-from flowledger.domain.execution import Execution
+from flowledger.domain.execution import Execution, Transition
 from flowledger.domain.timeline import Event, LogLine
 from flowledger.domain.usage import PricedCall
 from flowledger.errors import TransitionRefused
