@@ -102,13 +102,6 @@ def test_every_fact_that_is_counted_is_logged_somewhere() -> None:
     assert [fact for fact in Metrics()._by_fact if f'"{fact}"' not in source] == []
 
 
-@pytest.fixture
-def restored_logs():
-    yield
-    structlog.reset_defaults()
-
-
-@pytest.mark.usefixtures("restored_logs")
 class TestFactsBelowTheLevel:
     def test_are_heard_and_not_written(self, capsys: pytest.CaptureFixture[str]) -> None:
         heard: list[str] = []

@@ -66,7 +66,6 @@ come back.
 _NAMES = {
     ("executions", "export"): "export_executions",
     ("costs", "show"): "show_costs",
-    ("errors", "show"): "show_errors",
     ("live", "live"): "watch_changes",
     ("health", "health"): "show_health",
     ("health", "readiness"): "show_readiness",

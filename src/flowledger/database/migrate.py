@@ -95,7 +95,7 @@ def require_current(conn: Connection) -> None:
 
 async def require_current_in(conn: AsyncConnection) -> int:
     """The same for a session of anybody's, with the number of the last migration as the answer."""
-    row = await (await conn.execute(query("migrations", "last"))).fetchone()
+    row = await (await conn.execute(query("migrations", "latest"))).fetchone()
     found = int(row["version"]) if row else 0
     _require(found)
     return found

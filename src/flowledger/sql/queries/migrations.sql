@@ -12,12 +12,8 @@ select version, name, sha256 from flowledger.schema_migrations order by version;
 
 -- name: latest
 -- The number of the last migration; 0 when there is none.
-select coalesce(max(version), 0) from flowledger.schema_migrations;
+select coalesce(max(version), 0) as version from flowledger.schema_migrations;
 
 -- name: record_checksum
 -- Notes what was applied.
 update flowledger.schema_migrations set sha256 = %(sha256)s where version = %(version)s and sha256 is null;
-
--- name: last
--- The same as a column with a name.
-select coalesce(max(version), 0) as version from flowledger.schema_migrations
